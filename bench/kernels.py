@@ -95,7 +95,9 @@ OPERATIONS = (
 )
 @click.option("--rows", type=click.IntRange(min=1), multiple=True, help="Rows of a call.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the kernels.")
-@click.option("--isa", type=click.Choice(("portable", "avx2", "avx512")), help="Instruction set.")
+@click.option(
+    "--isa", type=click.Choice(("portable", "avx2", "avx512", "amx")), help="Instruction set."
+)
 def main(*, board: Board, repetitions: int | None, **given: Any) -> None:
     """Measure every matrix of the default model's shapes, in every form and for every row count."""
     if not library.available():

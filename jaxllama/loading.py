@@ -365,4 +365,5 @@ def key_of(
     sized = replace(engine, queue_limit=1, sync_ms=1.0)
     has_sets = any(map(token_sets_of, samplers.values()))
     vocabulary = vocabulary if has_sets else ""
-    return program_key((unnamed, sized, stored_as(params), describe(samplers), vocabulary))
+    tile = body_named(engine.kernels).prompt_tile(engine.slots)  # it may depend on the processor
+    return program_key((unnamed, sized, tile, stored_as(params), describe(samplers), vocabulary))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax._src import compiler
 
+from jaxllama.engine import executables
 from jaxllama.engine.blueprints import LEAN, NAMES, WHOLE
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import MAGIC, Executables
@@ -303,3 +304,10 @@ def test_an_array_that_is_not_updated_in_place_is_noticed(function, donate, wron
         state[1] = jnp.ones(4)
     text = jax.jit(traced, donate_argnums=donate).lower(x, state).compile().as_text()
     assert not_in_place(text, 3, 1) == [f"array {place} of the state" for place in wrong]
+
+
+def test_a_program_that_xla_could_not_load_again_is_not_kept(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(executables, "MOST_OBJECTS", 0)
+    fresh_programs(tmp_path).compiled("release")
+    assert "was not kept: it has" in caplog.text
+    assert not list(tmp_path.rglob("*.program"))

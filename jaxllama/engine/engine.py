@@ -383,7 +383,7 @@ class Engine:
         `logprobs` are its log-probabilities, None if not requested. A replayed token, whose event
         was sent before a fault, gets no event. The token before the new one is noted as cached.
         """
-        if self.programs.body.steps_match_prompts:
+        if self.programs.body.steps_match_prompts():
             for part in generation.parts:
                 self.slots.slots[part.slot].cached.append(part.newest)  # it was fed just now
         self.recovery.suspects.progressed(generation)

@@ -23,6 +23,9 @@ MAGIC = b"jaxllama-program-2\n"
 PROGRAMS = "programs"  # folder in the cache
 LONGEST_FACTS = 1000  # bytes
 KEPT = 16  # folders; the least recently used ones are deleted
+# XLA loads the object files of a CPU program by recursion; about 1,000 overflow its stack.
+MOST_OBJECTS = 900
+ELF = b"\x7fELF"  # an object file begins with it
 
 
 class KeptProgram(NamedTuple):
@@ -75,6 +78,12 @@ class Executables:
         """Write a compiled program and the seconds it took to compile; log a warning on failure."""
         try:
             payload, _, _ = serialize_executable.serialize(compiled)
+            if (objects := payload.count(ELF)) > MOST_OBJECTS:
+                logger.warning(
+                    "program %s was not kept: it has %d object files, and XLA can load about %d",
+                    name, objects, MOST_OBJECTS,
+                )  # fmt: skip
+                return
             facts = json.dumps({"seconds": round(seconds, 2)}).encode()
             write_own(self._path(name), facts + b"\n" + payload, MAGIC)
             drop_old(self.folder.parent)

@@ -30,7 +30,7 @@ class Guides:
         self._emit, self._end = emit, end
         self._slots, self._bank = programs.engine.slots, programs.bank
         self._tile = programs.tile
-        self._prefills = programs.body.steps_match_prompts  # forced tokens
+        self._prefills = programs.body.steps_match_prompts()  # forced tokens
         self.waiting: list[Generation] = []  # rows that skip this step: no mask yet
 
     def begin(self, generation: Generation) -> None:

@@ -85,7 +85,7 @@ class Recovery:
         for generation in live:
             keeps_state = programs.bank.remembers(generation.request.knobs)
             # Emitted tokens may be computed as a prompt only where steps compute the same bits.
-            redraw = keeps_state or not programs.body.steps_match_prompts
+            redraw = keeps_state or not programs.body.steps_match_prompts()
             generation.rewind(redraw=redraw)
         return live
 

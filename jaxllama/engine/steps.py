@@ -98,6 +98,7 @@ class Steps:
         self._lean = TokenChooser(bank, bank.common, lists=not body.prefers_lean)
         body.check_drafts(engine.draft_tokens, engine.data_parallel * engine.model_parallel)
         self.places = 1 + engine.draft_tokens  # tokens that a row may draw in one step
+        self._for_prompts = body.for_prompts
         self.tile = body.prompt_tile(engine.slots)
         self.weigh_rows = body.weigh_rows or self.tile
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
@@ -106,6 +107,10 @@ class Steps:
         if self.where is not None:
             return SpreadLlama(self.model, self.engine, params, self.where)
         return model_of(self.model, params, self.engine.kernels)
+
+    def _prompt_model(self, params: Tree) -> Llama | SpreadLlama:
+        """Return the model for rows of prompts; its head is that of decode steps."""
+        return self._model({**params, "blocks": self._for_prompts(params["blocks"])})
 
     def empty(self) -> DecodeState:
         """Make a state with all rows inactive."""
@@ -132,7 +137,7 @@ class Steps:
             at = index * self.tile
             tokens = lax.dynamic_slice_in_dim(ids, at, self.tile)
             real = jnp.minimum(count - at, self.tile)
-            model = self._model(params)
+            model = self._prompt_model(params)
             return model.prompt(tokens, cache, slot, start + at, real, adapters)[1]
 
         tiles = (count + self.tile - 1) // self.tile
@@ -429,7 +434,7 @@ class Steps:
         `start` on. `adapter` None: the model alone.
         """
         ids, targets = pairs
-        model = self._model(params)
+        model = self._prompt_model(params)
         adapters = of_rows(adapter, ids.shape[0])
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1, adapters)
         logits = model.head(hidden, jnp.arange(ids.shape[0]) <= last)
@@ -451,7 +456,7 @@ class Steps:
         `runs` holds the tokens, their cache columns and the targets. `adapter` None: the model
         alone.
         """
-        model = self._model(params)
+        model = self._prompt_model(params)
         adapters = of_rows(adapter, runs.ids.shape[0])
         hidden, cache = model.branches(runs.ids, state.cache, slot, runs.places, adapters)
         logits = model.head(hidden[runs.rows])
@@ -472,7 +477,7 @@ class Steps:
 
         The states are normed. Keys and values go to the slot's cache from column `start` on.
         """
-        model = self._model(params)
+        model = self._prompt_model(params)
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
         normed = model.final_norm(hidden)
         real = jnp.arange(ids.shape[0]) <= last

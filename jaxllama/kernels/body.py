@@ -459,7 +459,9 @@ class Body:
     compiler_options: Mapping[str, str | bool | int] = field(default_factory=dict)
     # Whether a step gives the columns and logits of a token the bits that a prompt gives it. Where
     # it does not, a prompt never reuses columns that a step computed.
-    steps_match_prompts: bool = True
+    steps_match_prompts: Callable[[], bool] = lambda: True
+    # Returns a tree of weights for rows of prompts alone, which may have their own arithmetic.
+    for_prompts: Callable[[Any], Any] = lambda weights: weights
     # Whether a call runs the decode program with the common samplers alone wherever that is enough,
     # so that other samplers cost nothing; else it is used only until the whole one is compiled.
     prefers_lean: bool = False

@@ -112,6 +112,7 @@ struct Case {
   std::vector<char> wanted;  // one for each row, or none: all
   Matrix matrix;
   int64_t rows;
+  bool of_prompt;
   std::vector<float> x, residual, bias, y;
   std::vector<int32_t> order;
 };
@@ -119,7 +120,8 @@ struct Case {
 Case random_case() {
   Case c;
   c.matrix = random_matrix(static_cast<Kind>(upto(6)));
-  c.rows = 1 + upto(20);
+  c.rows = 1 + upto(36);
+  c.of_prompt = upto(1) == 1;
   for (int64_t each = 0; each < c.rows * c.matrix.width; ++each) {
     c.x.push_back(upto(49) == 0 ? 100.0f * normal() : normal());  // some tower above their row
   }
@@ -148,7 +150,8 @@ const T* or_null(const std::vector<T>& from) {
 }
 
 bool run(Case& c) {
-  const Rows rows{c.x.data(), nullptr, or_null(c.order), 0.0f, c.rows, c.matrix.width};
+  const Rows rows{c.x.data(), nullptr, or_null(c.order), 0.0f, c.rows, c.matrix.width,
+                  c.of_prompt};
   const Finish finish{or_null(c.bias), or_null(c.residual), c.y.data(), c.matrix.outward, false};
   if (c.wanted.empty()) return matmul(c.matrix.weights, rows, finish);
   const auto* wanted = reinterpret_cast<const bool*>(c.wanted.data());
@@ -215,7 +218,7 @@ int main(int argc, char**) {
     std::puts("steps are not found");
     return 1;
   }
-  for (const char* isa : {"portable", "avx2", "avx512"}) {
+  for (const char* isa : {"portable", "emulated", "avx2", "avx512"}) {
     if (!jaxllama_set_isa(isa)) continue;
     Digest digest;
     for (int each = 0; each < 80; ++each) {

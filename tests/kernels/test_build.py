@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "jaxllama/kernels/cpu"
 SHARED = ("pool.cc", "isa.cc", "scratch.cc")
 FAMILIES = {
-    "matmul": ("matmul.cc", "tile.cc", "take_rows.cc"),
+    "matmul": ("matmul.cc", "matmul_emulated.cc", "tile.cc", "take_rows.cc"),
     "attend": ("attend.cc",),
     "choose": ("choose.cc", "places.cc", "ranks.cc"),
 }

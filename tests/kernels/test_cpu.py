@@ -49,7 +49,7 @@ def test_a_file_that_is_no_library_is_refused(monkeypatch, tmp_path):
 @built
 def test_a_library_that_loads_has_no_complaint():
     assert library.why_not() == ""
-    assert library.isa() in ("portable", "avx2", "avx512")
+    assert library.isa() in ("portable", "avx2", "avx512", "amx")
     assert library.threads() >= 1
 
 
@@ -63,7 +63,7 @@ def test_an_instruction_set_can_be_forced(copy, monkeypatch):
 def test_the_best_instruction_set_is_chosen(copy, monkeypatch):
     monkeypatch.delenv("JAXLLAMA_ISA", raising=False)
     before = library.isa()
-    best = [name for name in ("portable", "avx2", "avx512") if library.force_isa(name)][-1]
+    best = [name for name in ("portable", "avx2", "avx512", "amx") if library.force_isa(name)][-1]
     library.force_isa(before)
     assert isa_of(copy) == best
 
@@ -74,7 +74,7 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("JAXLLAMA_ISA", "sse9")
     found = load()
     assert found.library is None
-    assert found.complaint == "JAXLLAMA_ISA must be portable, avx2 or avx512; it is 'sse9'"
+    assert found.complaint == "JAXLLAMA_ISA must be portable, avx2, avx512 or amx; it is 'sse9'"
 
 
 @built

@@ -1,5 +1,6 @@
 """The matmul kernels against plain NumPy, on every instruction set this processor has."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -31,7 +32,7 @@ EPS = 1e-5
 ROWS = (1, 2, 3, 4, 5, 6, 7, 16, 33)
 
 
-@pytest.fixture(params=("portable", "avx2", "avx512"))
+@pytest.fixture(params=("portable", "avx2", "avx512", "amx", "emulated"))
 def isa(request):
     """One instruction set after the other; back to the best afterwards."""
     before = library.isa()
@@ -513,7 +514,11 @@ def call_matmul(weight, x, outward, **changed):
     empty = or_empty(None)
     absent = (or_empty(None, jnp.bool_), empty, or_empty(None, jnp.int32))
     arrays = dict(zip(names, (*absent, *stored(weight), empty, empty), strict=True))
-    given = attributes(weight) | {"swiglu": np.int64(0), "eps": np.float32(0)}
+    given = attributes(weight) | {
+        "swiglu": np.int64(0),
+        "eps": np.float32(0),
+        "of_prompt": np.int64(0),
+    }
     for name, value in changed.items():
         if name in arrays:
             arrays[name] = value
@@ -575,3 +580,62 @@ def test_tiles_are_a_pytree_of_their_arrays(noise):
     assert isinstance(moved, Tiled)
     assert moved.shape == (64, 40)
     assert moved.nbytes == weight.nbytes
+
+
+# ---- prompts in matrix tiles
+
+
+@pytest.fixture(params=("amx", "emulated"))
+def tiles(request):
+    """AMX where it is, and its emulation everywhere; back to the best afterwards."""
+    before = library.isa()
+    if not library.force_isa(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    yield
+    library.force_isa(before)
+
+
+def for_prompts(weight):
+    return dataclasses.replace(weight, of_prompts=True)
+
+
+def in_bfloat16(x):
+    return x.astype(ml_dtypes.bfloat16).astype(np.float64)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_rows_of_prompts_and_packed_weights_are_rounded_to_bfloat16(matrix, noise):
+    weight = tile(matrix)
+    for count in (1, 16, 17, 33, 64):
+        x = rows_of(noise, count, weight.shape[0])
+        found = apply_normed(x, None, 0.0, for_prompts(weight))
+        if isinstance(matrix, Packed):
+            # A last bit of a weight before it is rounded may choose another neighbour.
+            close(found, in_bfloat16(x) @ in_bfloat16(values(matrix)), 1e-3)
+        else:
+            close(found, seen(weight.kind, x) @ values(matrix), 1e-5)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_a_row_of_a_prompt_is_the_same_alone_and_in_company(matrix, noise):
+    weight = for_prompts(tile(matrix))
+    x, norm = rows_of(noise, 70, weight.shape[0]), noise.random(weight.shape[0], np.float32)
+    whole = np.asarray(apply_normed(x, norm, EPS, weight))
+    for start, count in ((0, 1), (69, 1), (3, 2), (1, 16), (8, 32), (20, 33)):
+        part = np.asarray(apply_normed(x[start : start + count], norm, EPS, weight))
+        np.testing.assert_array_equal(part, whole[start : start + count])
+    before = library.threads()
+    library.set_threads(5)
+    np.testing.assert_array_equal(apply_normed(x, norm, EPS, weight), whole)
+    library.set_threads(before)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_rows_of_steps_have_the_bits_of_the_body_without_tiles(matrix, noise):
+    weight = tile(matrix)
+    if weight.kind == "bf16":
+        pytest.skip("steps multiply bfloat16 in tiles, too")
+    x = rows_of(noise, 20, weight.shape[0])
+    found = np.asarray(apply_normed(x, None, 0.0, weight))
+    library.force_isa({"amx": "avx512", "emulated": "portable"}[library.isa()])
+    np.testing.assert_array_equal(apply_normed(x, None, 0.0, weight), found)

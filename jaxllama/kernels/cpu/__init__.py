@@ -2,8 +2,12 @@
 
 `library.py` loads the shared library; `matmul.py`, `attention.py` and `choice.py` call it from
 inside XLA programs. The order of every sum depends on neither rows, threads nor chunks, so a row
-has the same bits in any company, and prompts go through in tiles of any size.
+has the same bits in any company, and prompts go through in tiles of any size. With AMX, prompts
+have an arithmetic of their own, in bfloat16.
 """
+
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +24,7 @@ from jaxllama.kernels.cpu import choice, library
 from jaxllama.kernels.cpu.adapters import adapter_group
 from jaxllama.kernels.cpu.attention import SIZES, attend_prompt, attend_step
 from jaxllama.kernels.cpu.layout import STORED, lay_out
-from jaxllama.kernels.cpu.tiled import BLOCK
+from jaxllama.kernels.cpu.tiled import BLOCK, Tiled
 from jaxllama.kernels.spread import where_slot_lies
 from jaxllama.kernels.storage import Layer
 from jaxllama.shapes import Array
@@ -29,8 +33,9 @@ __all__ = ["CPU"]
 
 # The time of one more row of a step, relative to a step with one row, of the default model: AVX2
 # measured on a Zen 1, AVX-512 on a Xeon whose cache holds the model.
-ROW_COSTS = {"portable": 1.0, "avx2": 0.45, "avx512": 0.1}
-PROMPT_TILE = 64  # rows of a prompt that go through the kernels together
+ROW_COSTS = {"portable": 1.0, "avx2": 0.45, "avx512": 0.1, "amx": 0.1, "emulated": 1.0}
+# Rows of a prompt that go through the kernels together; AMX unpacks weights once for all of them.
+PROMPT_TILE, AMX_PROMPT_TILE = 64, 256
 
 
 def step(
@@ -141,6 +146,21 @@ def row_cost() -> float:
     return ROW_COSTS[library.isa()]
 
 
+def prompt_tile(slots: int) -> int:
+    """Return the number of prompt rows that go through the kernels together."""
+    del slots
+    return AMX_PROMPT_TILE if library.isa() == "amx" else PROMPT_TILE
+
+
+def for_prompts(weights: Any) -> Any:
+    """Return a tree of weights that multiply rows of prompts only."""
+    return jax.tree.map(
+        lambda each: replace(each, of_prompts=True) if isinstance(each, Tiled) else each,
+        weights,
+        is_leaf=lambda each: isinstance(each, Tiled),
+    )
+
+
 CPU = Body(
     name="cpu",
     platform="cpu",
@@ -153,7 +173,7 @@ CPU = Body(
     dtypes=(*DTYPES, STORED),
     default_dtype=lambda: STORED,
     keeps_packed=True,
-    prompt_tile=lambda _slots: PROMPT_TILE,
+    prompt_tile=prompt_tile,
     prefill_chunk=128,
     steps_per_sync=4,
     sync_ms=50.0,
@@ -161,4 +181,7 @@ CPU = Body(
     adapter_group=adapter_group,
     adapter_dtype="float16",
     row_cost=row_cost,
+    steps_match_prompts=lambda: not library.has_tiles(),
+    for_prompts=for_prompts,
+    weigh_rows=PROMPT_TILE,
 )

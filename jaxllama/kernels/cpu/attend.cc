@@ -11,11 +11,18 @@
 namespace jaxllama {
 namespace {
 
+const AttendBody& body_in_use() {
+#if JAXLLAMA_AMX
+  if (isa() == Isa::amx) return amx::attend_body;
+#endif
+  return JAXLLAMA_PICK(attend_body);
+}
+
 // Scratch memory of one thread for a part; `Tile` in attend_body.h divides it.
 float* room(std::int64_t size) {
   const std::int64_t floats =
       ATTEND_QUERIES * (3 * size + ATTEND_BLOCK) + (ATTEND_CHUNK + 1) * size + 2 * ATTEND_BLOCK;
-  unsigned char* bytes = scratch(static_cast<std::size_t>(floats) * sizeof(float));
+  unsigned char* bytes = scratch(static_cast<std::size_t>(floats) * sizeof(float), Scratch::call);
   if (bytes == nullptr) std::abort();  // out of memory; a worker cannot report an error
   return reinterpret_cast<float*>(bytes);
 }
@@ -52,7 +59,7 @@ std::size_t row_bytes(const AttendInput& input, const AttendCache& cache) {
 
 void attend_step(AttendStep call) {
   const AttendCache& cache = call.cache;
-  const AttendBody& body = JAXLLAMA_PICK(attend_body);
+  const AttendBody& body = body_in_use();
   std::int64_t blocks = 0;
   for (std::int64_t slot = 0; slot < cache.slots; ++slot) {
     if (call.active[slot]) blocks += seen_blocks(call, slot) * cache.heads;
@@ -79,7 +86,7 @@ void attend_step(AttendStep call) {
 
 void attend_prompt(AttendPrompt call) {
   const AttendCache& cache = call.cache;
-  const AttendBody& body = JAXLLAMA_PICK(attend_body);
+  const AttendBody& body = body_in_use();
   if (call.count == 0) return;
   const auto appends = static_cast<int>((call.count + ATTEND_APPEND - 1) / ATTEND_APPEND);
   parallel_for(appends, [&](int part) { body.append(call, part, room(cache.size)); });

@@ -79,6 +79,9 @@ extern const AttendBody attend_body;
 namespace avx512 {
 extern const AttendBody attend_body;
 }
+namespace amx {
+extern const AttendBody attend_body;
+}
 
 // Run all parts of a call. The caller fills in every field except `run` and `tile`; the arrays
 // `first_part` and `pending` need no initial values.

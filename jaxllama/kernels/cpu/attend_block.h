@@ -118,6 +118,64 @@ void mix_chunk(const Mixer<T, Dot, Panel>& mixer, const Sight& sight, std::int64
   }
 }
 
+// Packs the values of `count` columns, and zeros for the rest of a chunk.
+template <class Dot, class T>
+void pack_chunk(const T* rows, std::int64_t count, std::int64_t size, const Ahead& ahead,
+                Tile& tile) {
+  const std::int64_t steps = count / Dot::PAIR;
+  pack_values(Unpacked<Dot, T>{rows, size, ahead}, steps, size, tile.panel);
+  float* to = tile.panel + steps * size;
+  if (count % Dot::PAIR != 0) {
+    Dot::pack_half(rows + (count - 1) * size, false, size, to);
+    to += size;
+  }
+  for (; to < tile.panel + CHUNK / Dot::PAIR * size; to += WIDTH) store(to, set(0.0f));
+}
+
+// Replaces values that are NaN or infinite by zero: rows that do not attend to them multiply them
+// too. Returns a bit for each column of the chunk that had one.
+template <class Dot>
+std::uint64_t take_unsound(float* panel, std::int64_t size) {
+  std::uint64_t found = 0;
+  for (std::int64_t step = 0; step < CHUNK / Dot::PAIR; ++step) {
+    float* row = panel + step * size;
+    if (Dot::is_sound(row, size)) continue;
+    for (std::int64_t i = 0; i < Dot::PAIR * size; ++i) {
+      constexpr std::uint16_t infinite = 0x7f80;
+      std::uint16_t bits;
+      char* at = reinterpret_cast<char*>(row) + i * sizeof bits;
+      std::memcpy(&bits, at, sizeof bits);
+      if ((bits & infinite) != infinite) continue;
+      found |= std::uint64_t{1} << (step * Dot::PAIR + i % Dot::PAIR);
+      std::memset(at, 0, sizeof bits);
+    }
+  }
+  return found;
+}
+
+// Makes the result of every row NaN that attends to one of the columns of a chunk whose bit is set.
+inline void spoil_rows(std::uint64_t columns, std::int64_t at, const Sight& sight, Tile& tile) {
+  for (std::int64_t i = 0; i < tile.count(); ++i) {
+    const std::int64_t row = i / tile.group;
+    for (std::int64_t column = sight.low[row]; column < sight.high[row]; ++column) {
+      if (column < at || column >= at + CHUNK || (columns >> (column - at) & 1) == 0) continue;
+      for (std::int64_t j = 0; j < tile.size; j += WIDTH) {
+        store(tile.mixed + i * tile.size + j, set(__builtin_nanf("")));
+      }
+    }
+  }
+}
+
+// Sets the weights of a row that lie outside low..high-1, but in chunks of the block, to zero.
+template <class Dot>
+void clear_outside(const Sight& sight, std::int64_t low, std::int64_t high, float* scores) {
+  constexpr std::int64_t TWO = 2 * WIDTH;  // `weigh` cleared the rest of two vectors
+  const std::int64_t from = sight.from / CHUNK * CHUNK, begin = low / TWO * TWO;
+  const std::int64_t end = (high + TWO - 1) / TWO * TWO, to = (sight.to + CHUNK - 1) / CHUNK * CHUNK;
+  for (std::int64_t j = from; j < begin; j += TWO) store(scores + Dot::weight_place(j), set(0.0f));
+  for (std::int64_t j = end; j < to; j += TWO) store(scores + Dot::weight_place(j), set(0.0f));
+}
+
 template <class T, class Dot>
 void mix(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& tile) {
   const std::int64_t size = side.size;
@@ -126,7 +184,14 @@ void mix(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& tile
     const std::int64_t end = smaller_of(at + CHUNK, sight.to);
     const T* rows = side.values + (block * BLOCK + at) * size;
     const Ahead ahead = side.after_values(block, at, tile.end());
-    if (tile.count() <= TILE_ROWS) {  // values are read once, so packing does not pay
+    if constexpr (Dot::TILES) {
+      pack_chunk<Dot>(rows, end - at, size, ahead, tile);
+      const bool shared = sight.shared_from <= at && end <= sight.shared_to;
+      const std::uint64_t unsound = shared ? 0 : take_unsound<Dot>(tile.panel, size);
+      multiply_all<Dot, Sums::go_on>(tile.scores + at / Dot::PAIR, BLOCK, Packed{tile.panel, size},
+                                     CHUNK / Dot::PAIR, tile.mixed, size, tile.count(), size);
+      if (unsound != 0) spoil_rows(unsound, at, sight, tile);
+    } else if (tile.count() <= TILE_ROWS) {  // values are read once, so packing does not pay
       const Unpacked<Dot, T> panel{rows, size, ahead};
       mix_chunk(Mixer<T, Dot, Unpacked<Dot, T>>(rows, panel, at, tile), sight, at, end, tile.rows);
     } else {
@@ -169,6 +234,9 @@ Sight attend_block(const Side<T>& side, std::int64_t block, Tile& tile) {
     if (!sight.sees(row)) continue;
     tile.block_share[i] =
         weigh<Dot>(tile.scores + i * BLOCK, sight.low[row], sight.high[row], scales);
+    if constexpr (Dot::TILES) {
+      clear_outside<Dot>(sight, sight.low[row], sight.high[row], tile.scores + i * BLOCK);
+    }
   }
   mix<T, Dot>(side, block, sight, tile);
   return sight;

@@ -134,7 +134,7 @@ void append_part(const AttendPrompt& call, std::int64_t part, float* scratch) {
 template <class T>
 void prompt_rows(const AttendPrompt& call, std::int64_t head, std::int64_t from, std::int64_t to,
                  float* scratch) {
-  using Dot = typename DotOf<T>::Dot;
+  using Dot = typename DotOf<T>::PromptDot;
   const AttendInput& input = call.input;
   const std::int64_t size = call.cache.size, group = input.heads / call.cache.heads;
   const std::int64_t width = (input.heads + 2 * call.cache.heads) * size;
@@ -178,7 +178,7 @@ void prompt_part(const AttendPrompt& call, std::int64_t part, float* scratch) {
 
 // Defines a function that runs a part of a call with the type of its cache.
 #define JAXLLAMA_ATTEND_BY_KIND(name, Call)                              \
-  void name(const Call& call, std::int64_t part, float* scratch) {       \
+  [[maybe_unused]] void name(const Call& call, std::int64_t part, float* scratch) {       \
     switch (call.cache.kind) {                                           \
       case CacheKind::bf16:                                              \
         return name##_part<Bf16>(call, part, scratch);                   \

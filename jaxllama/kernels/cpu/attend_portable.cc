@@ -89,6 +89,7 @@ struct DotOf;
 template <class T>
 struct DotOf {
   using Dot = Wide;
+  using PromptDot = Wide;
 };
 
 }  // namespace

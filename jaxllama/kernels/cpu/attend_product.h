@@ -19,6 +19,7 @@ struct Ahead {
 // Dot products in float32; a vector has one term of the sum.
 struct Wide {
   static constexpr int PAIR = 1;
+  static constexpr bool TILES = false;
 
   static Vec step(Vec sum, Vec b, Vec a) { return fma(b, a, sum); }
 
@@ -162,6 +163,9 @@ void multiply_rows(const float* a, std::int64_t a_row, const Panel& panel, std::
 template <class Dot, Sums SUMS, class Panel>
 void multiply_all(const float* a, std::int64_t a_row, const Panel& panel, std::int64_t steps,
                   float* to, std::int64_t to_row, std::int64_t rows, std::int64_t places) {
+  if constexpr (Dot::TILES) {
+    return Dot::template multiply<SUMS>(a, a_row, panel, steps, to, to_row, rows, places);
+  }
   std::int64_t i = 0;
   for (; i + TILE_ROWS <= rows; i += TILE_ROWS) {
     multiply_rows<Dot, TILE_ROWS, SUMS>(a + i * a_row, a_row, panel, steps, to + i * to_row,

@@ -160,7 +160,7 @@ struct Room {
 
   Room(std::int64_t vocab, std::int64_t groups) {
     const std::int64_t numbers = 6 * vocab + CHOOSE_SPARE + groups;
-    unsigned char* bytes = scratch(static_cast<std::size_t>(numbers) * sizeof(std::int32_t));
+    unsigned char* bytes = scratch(static_cast<std::size_t>(numbers) * sizeof(std::int32_t), Scratch::call);
     if (bytes == nullptr) std::abort();  // out of memory; a worker cannot report an error
     list = reinterpret_cast<Ranked*>(bytes);
     other = list + vocab;

@@ -114,7 +114,7 @@ ffi::Error multiply_part(const ffi::Buffer<ffi::F32>& x, const ffi::AnyBuffer& w
                          const ffi::AnyBuffer& codes, const ffi::AnyBuffer& scales,
                          const ffi::AnyBuffer& steps, const ffi::AnyBuffer& bias,
                          const ffi::AnyBuffer& residual, ffi::ResultBuffer<ffi::F32>& y, Form form,
-                         int64_t swiglu, float eps, Part part) {
+                         int64_t swiglu, float eps, bool of_prompt, Part part) {
   Weights weights;
   if (ffi::Error error = read_weights(form, codes, scales, steps, &weights); error.failure()) {
     return error;
@@ -153,7 +153,7 @@ ffi::Error multiply_part(const ffi::Buffer<ffi::F32>& x, const ffi::AnyBuffer& w
   for (int64_t k = 0; places != nullptr && k < width; ++k) {
     if (places[k] < 0 || places[k] >= width) return bad("the order names an input that is not");
   }
-  const Rows rows{x.typed_data(), data<float>(norm), places, eps, in[0], width};
+  const Rows rows{x.typed_data(), data<float>(norm), places, eps, in[0], width, of_prompt};
   const Finish finish{data<float>(bias), data<float>(residual), y->typed_data(), outward,
                       swiglu != 0};
   const auto* some = data<bool>(wanted);
@@ -168,19 +168,20 @@ ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::AnyBuff
                     ffi::AnyBuffer order, ffi::AnyBuffer codes, ffi::AnyBuffer scales,
                     ffi::AnyBuffer steps, ffi::AnyBuffer bias, ffi::AnyBuffer residual,
                     ffi::ResultBuffer<ffi::F32> y, int64_t kind, int64_t group, int64_t zero,
-                    int64_t swiglu, float eps) {
+                    int64_t swiglu, float eps, int64_t of_prompt) {
   return multiply_part(x, wanted, norm, order, codes, scales, steps, bias, residual, y,
-                       {kind, group, zero}, swiglu, eps, {0, 1});
+                       {kind, group, zero}, swiglu, eps, of_prompt != 0, {0, 1});
 }
 
 ffi::Error multiply_expert(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::AnyBuffer none,
                            ffi::AnyBuffer codes, ffi::AnyBuffer scales, ffi::AnyBuffer steps,
                            ffi::BufferR0<ffi::S32> expert, ffi::ResultBuffer<ffi::F32> y,
                            int64_t kind, int64_t group, int64_t zero, int64_t swiglu,
-                           int64_t experts) {
+                           int64_t experts, int64_t of_prompt) {
   if (!is_empty(none)) return bad("an expert has no norm, bias or residual");
   return multiply_part(x, wanted, none, none, codes, scales, steps, none, none, y,
-                       {kind, group, zero}, swiglu, 0.0f, {*expert.typed_data(), experts});
+                       {kind, group, zero}, swiglu, 0.0f, of_prompt != 0,
+                       {*expert.typed_data(), experts});
 }
 
 ffi::Error look_up(ffi::Buffer<ffi::S32> tokens, ffi::AnyBuffer codes, ffi::AnyBuffer scales,
@@ -223,7 +224,8 @@ JAXLLAMA_TARGET(matmul, multiply,
                     .Attr<int64_t>("group")
                     .Attr<int64_t>("zero")
                     .Attr<int64_t>("swiglu")
-                    .Attr<float>("eps"));
+                    .Attr<float>("eps")
+                    .Attr<int64_t>("of_prompt"));
 
 JAXLLAMA_TARGET(matmul_expert, multiply_expert,
                 ffi::Ffi::Bind()
@@ -239,7 +241,8 @@ JAXLLAMA_TARGET(matmul_expert, multiply_expert,
                     .Attr<int64_t>("group")
                     .Attr<int64_t>("zero")
                     .Attr<int64_t>("swiglu")
-                    .Attr<int64_t>("experts"));
+                    .Attr<int64_t>("experts")
+                    .Attr<int64_t>("of_prompt"));
 
 JAXLLAMA_TARGET(take_rows, look_up,
                 ffi::Ffi::Bind()

@@ -6,11 +6,14 @@ process; importing this file does nothing.
 
 import ctypes
 import functools
+import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+
+logger = logging.getLogger(__name__)
 
 LIBRARY = Path(__file__).parents[1] / "_cpu.so"
 POINTER, LONG = ctypes.c_void_p, ctypes.c_int64  # argument types of C functions
@@ -34,9 +37,14 @@ def why_not() -> str:
 
 
 def isa() -> str:
-    """Return the instruction set in use: portable, avx2 or avx512."""
+    """Return the instruction set in use: portable, avx2, avx512, amx, or emulated (for tests)."""
     name: bytes = loaded().jaxllama_isa()
     return name.decode()
+
+
+def has_tiles() -> bool:
+    """Say whether prompts are multiplied in matrix tiles, with other bits than decode steps."""
+    return isa() in ("amx", "emulated")
 
 
 def threads() -> int:
@@ -80,6 +88,11 @@ def load() -> Loaded:
         if complaint is not None:
             return Loaded(None, f"{complaint.decode()}; it is {os.environ['JAXLLAMA_ISA']!r}")
         register(found)
+        if found.jaxllama_tiles_are_refused():
+            logger.warning(
+                "this processor has AMX, but the operating system does not let this process use "
+                "it; the kernels use AVX-512, and prompts take longer"
+            )
     except (OSError, AttributeError, RuntimeError, ValueError) as error:
         return Loaded(None, f"{path} does not fit this installation ({error}); reinstall jaxllama")
     return Loaded(found, "")

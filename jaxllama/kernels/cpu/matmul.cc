@@ -1,6 +1,7 @@
 #include "matmul.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -13,46 +14,47 @@ namespace {
 
 constexpr size_t kPassBytes = size_t{4} << 20;  // prepared rows kept at a time
 constexpr size_t kCacheBytes = size_t{384} << 10;  // prepared rows that stay in the cache of a core
+constexpr size_t kPanelCacheBytes = size_t{2} << 20;  // the same, where every run unpacks weights
 constexpr int64_t kFewRows = 4;         // up to this many, the calling thread prepares all rows
 constexpr int64_t kManyRows = 128;      // from here on, rows are split over threads, else outputs
 constexpr int64_t kPartsPerThread = 8;  // so that all threads end at about the same time
 
-// Splits rows into even bands of at most `most`: twenty rows in bands of eight are 6, 7 and 7.
-struct Bands {
-  int64_t rows;
-  int64_t count;
+// Says whether inputs and weights are multiplied as pairs of bfloat16 in matrix tiles.
+bool in_tiles(const Weights& weights, const Rows& rows) {
+  if (isa() != Isa::amx && isa() != Isa::emulated) return false;
+  return weights.kind == Kind::bf16 || (is_packed(weights.kind) && rows.of_prompt);
+}
 
-  Bands(int64_t rows, int most) : rows(rows), count((rows + most - 1) / most) {}
-
-  int64_t start(int64_t band) const { return band * rows / count; }
-  int height(int64_t band) const { return static_cast<int>(start(band + 1) - start(band)); }
-};
+const MatmulOps& tile_ops() {
+#if JAXLLAMA_AMX
+  if (isa() == Isa::amx) return amx::matmul_ops;
+#endif
+  return emulated::matmul_ops;
+}
 
 size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 struct RowBytes {
   size_t inputs, scales, starts, sums, apart, aparts;
 
-  explicit RowBytes(const Weights& weights)
-      : inputs(weights.blocks * kBlock * input_bytes(weights.kind)),
-        scales(is_packed(weights.kind) ? weights.blocks * sizeof(Scale) : 0),
-        starts(is_packed(weights.kind) ? weights.blocks * sums_of(weights.kind) * sizeof(int32_t) : 0),
-        sums(is_packed(weights.kind)
-                 ? (weights.blocks + weights.group - 1) / weights.group * sizeof(float)
-                 : 0),
-        apart(is_packed(weights.kind) ? weights.blocks * sizeof(Apart) : 0),
-        aparts(is_packed(weights.kind) ? sizeof(int32_t) : 0) {}
+  RowBytes(const Weights& weights, Kind kind)
+      : inputs(weights.blocks * kBlock * input_bytes(kind)),
+        scales(is_packed(kind) ? weights.blocks * sizeof(Scale) : 0),
+        starts(is_packed(kind) ? weights.blocks * sums_of(kind) * sizeof(int32_t) : 0),
+        sums(is_packed(kind) ? (weights.blocks + weights.group - 1) / weights.group * sizeof(float)
+                             : 0),
+        apart(is_packed(kind) ? weights.blocks * sizeof(Apart) : 0),
+        aparts(is_packed(kind) ? sizeof(int32_t) : 0) {}
 
   size_t total() const { return inputs + scales + starts + sums + apart + aparts; }
 };
 
-bool lay_out(const Weights& weights, int64_t rows, Prepared* prepared) {
-  const RowBytes bytes(weights);
+bool lay_out(const RowBytes& bytes, int64_t rows, Prepared* prepared) {
   const size_t sizes[] = {bytes.inputs, bytes.scales, bytes.starts,
                           bytes.sums,   bytes.apart,  bytes.aparts};
   size_t needed = 0;
   for (const size_t size : sizes) needed += aligned(rows * size);
-  unsigned char* room = scratch(needed);
+  unsigned char* room = scratch(needed, Scratch::call);
   if (room == nullptr) return false;
   const auto take = [&](size_t size) {
     unsigned char* const taken = room;
@@ -69,9 +71,9 @@ bool lay_out(const Weights& weights, int64_t rows, Prepared* prepared) {
 }
 
 // Prepares and multiplies rows that fit into the scratch memory.
-void multiply_pass(const Weights& weights, const Rows& rows, const Finish& finish, int64_t first,
-                   const Bands& bands, const Prepared& prepared) {
-  const MatmulOps& ops = JAXLLAMA_PICK(matmul_ops);
+void multiply_pass(const MatmulOps& ops, const Weights& weights, const Rows& rows,
+                   const Finish& finish, int64_t first, const Bands& bands, const RowBytes& bytes,
+                   const Prepared& prepared) {
   const auto band_of = [&](int64_t band) {
     return Band{first + bands.start(band), bands.height(band)};
   };
@@ -86,9 +88,11 @@ void multiply_pass(const Weights& weights, const Rows& rows, const Finish& finis
   // A part is a run of bands times a chunk of tiles. Few rows: one run, so that each weight is read
   // once, by one thread. Many rows: runs that fit into the cache of a core, which reads all
   // weights; at least one run per thread, so that a row stays on the core that prepared it.
-  const auto row_bytes = static_cast<int64_t>(RowBytes(weights).total());
-  const int64_t in_cache = static_cast<int64_t>(kCacheBytes) / row_bytes;
-  const int64_t enough = bands.rows < kManyRows ? 1 : threads();
+  const auto row_bytes = static_cast<int64_t>(bytes.total());
+  const size_t panel_size = ops.panel_bytes == nullptr ? 0 : ops.panel_bytes(weights, bands);
+  const auto cache = static_cast<int64_t>(panel_size == 0 ? kCacheBytes : kPanelCacheBytes);
+  const int64_t in_cache = cache / row_bytes;
+  const int64_t enough = bands.rows < kManyRows || panel_size > 0 ? 1 : threads();
   const int64_t runs =
       std::min(bands.count, std::max(enough, (bands.rows + in_cache) / (in_cache + 1)));
   const int64_t wanted = kPartsPerThread * threads() / runs;
@@ -97,26 +101,31 @@ void multiply_pass(const Weights& weights, const Rows& rows, const Finish& finis
   parallel_for(static_cast<int>(runs * chunks), [&](int part) {
     const int64_t run = part / chunks, chunk = part % chunks;
     const int64_t last_tile = std::min(weights.tiles, (chunk + 1) * per_chunk);
+    const int64_t first_band = run * bands.count / runs;
     const int64_t last_band = (run + 1) * bands.count / runs;
+    uint8_t* const panel = panel_size == 0 ? nullptr : scratch(panel_size, Scratch::panel);
+    if (panel_size > 0 && panel == nullptr) std::abort();  // a worker cannot report an error
     for (int64_t tile = chunk * per_chunk; tile < last_tile; ++tile) {
-      for (int64_t band = run * bands.count / runs; band < last_band; ++band) {
-        ops.multiply(weights, tile, prepared, bands.start(band), band_of(band), finish);
-      }
+      if (panel != nullptr) ops.unpack(weights, tile, panel);
+      ops.multiply(weights, tile, panel, prepared, {bands, first, first_band, last_band}, finish);
     }
+    if (ops.release != nullptr) ops.release();
   });
 }
 
 }  // namespace
 
 bool matmul(const Weights& weights, const Rows& rows, const Finish& finish) {
-  const int most_rows = JAXLLAMA_PICK(matmul_ops).most_rows;
-  const int64_t room = static_cast<int64_t>(kPassBytes / RowBytes(weights).total());
-  const int64_t most = std::max<int64_t>(1, room / most_rows) * most_rows;
+  const bool tiles = in_tiles(weights, rows);
+  const MatmulOps& ops = tiles ? tile_ops() : JAXLLAMA_PICK(matmul_ops);
+  const RowBytes bytes(weights, tiles ? Kind::bf16 : weights.kind);
+  const int64_t room = static_cast<int64_t>(kPassBytes / bytes.total());
+  const int64_t most = std::max<int64_t>(1, room / ops.most_rows) * ops.most_rows;
   for (int64_t first = 0; first < rows.count; first += most) {
-    const Bands bands(std::min(most, rows.count - first), most_rows);
+    const Bands bands(std::min(most, rows.count - first), ops.most_rows);
     Prepared prepared;
-    if (!lay_out(weights, bands.rows, &prepared)) return false;
-    multiply_pass(weights, rows, finish, first, bands, prepared);
+    if (!lay_out(bytes, bands.rows, &prepared)) return false;
+    multiply_pass(ops, weights, rows, finish, first, bands, bytes, prepared);
   }
   return true;
 }

@@ -20,6 +20,7 @@ struct Rows {
   float eps;
   int64_t count;
   int64_t width;
+  bool of_prompt = false;  // rows of prompts may have an arithmetic of their own
 };
 
 // The operations on the sums.
@@ -68,12 +69,32 @@ struct Band {
   int count;
 };
 
+// Splits rows into even bands of at most `most`: twenty rows in bands of eight are 6, 7 and 7.
+struct Bands {
+  int64_t rows;
+  int64_t count;
+
+  Bands(int64_t rows, int most) : rows(rows), count((rows + most - 1) / most) {}
+
+  int64_t start(int64_t band) const { return band * rows / count; }
+  int height(int64_t band) const { return static_cast<int>(start(band + 1) - start(band)); }
+};
+
+// Some bands, from `begin` to `end` - 1; the first band of all starts at row `first` of the call.
+struct BandRun {
+  const Bands& bands;
+  int64_t first, begin, end;
+
+  Band band(int64_t index) const { return {first + bands.start(index), bands.height(index)}; }
+};
+
 // Quantisation of inputs for packed weights: to bytes; the largest input of a block becomes 127.
 constexpr float kLargestCode = 127.0f;
 constexpr float kSmallest = 1e-30f;  // below, 127 / largest overflows float32
 constexpr float kLargest = 1e33f;    // above, a lift might overflow
 constexpr float kTowers = 6.0f;      // outliers exceed this times the row's root mean square
 constexpr int kAtOnce = 4;  // blocks quantised in one step
+constexpr int kAhead = 4096;  // bytes to prefetch ahead: weights are read once and in order
 
 [[maybe_unused]] static constexpr size_t input_bytes(Kind kind) {
   return is_packed(kind) ? 1 : kind == Kind::bf16 ? 2 : 4;
@@ -86,8 +107,13 @@ struct MatmulOps {
   int most_rows;  // of one band
   // `local` is the index of the band's first row among the prepared rows.
   void (*prepare)(const Weights&, const Rows&, const Prepared&, Band, int64_t local);
-  void (*multiply)(const Weights&, int64_t tile, const Prepared&, int64_t local, Band,
+  // Multiplies all rows of some bands by one tile of outputs. `panel` holds the unpacked weights.
+  void (*multiply)(const Weights&, int64_t tile, uint8_t* panel, const Prepared&, const BandRun&,
                    const Finish&);
+  // Null unless weights are unpacked, once for all bands.
+  size_t (*panel_bytes)(const Weights&, const Bands&);
+  void (*unpack)(const Weights&, int64_t tile, uint8_t* panel);
+  void (*release)();  // what `multiply` holds on this thread; null if it holds nothing
 };
 
 namespace portable {
@@ -97,6 +123,12 @@ namespace avx2 {
 extern const MatmulOps matmul_ops;
 }
 namespace avx512 {
+extern const MatmulOps matmul_ops;
+}
+namespace amx {
+extern const MatmulOps matmul_ops;
+}
+namespace emulated {
 extern const MatmulOps matmul_ops;
 }
 

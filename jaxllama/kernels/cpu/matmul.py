@@ -5,6 +5,8 @@ eight bits (one scale per row and 32 inputs; an outlier, far larger than the res
 float32). For bf16 weights, inputs are rounded to bf16; for f16 and f32 weights they are used as
 they are. Sums are float32.
 
+With AMX, rows of prompts (`Tiled.of_prompts`) and packed weights are rounded to bfloat16 instead.
+
 `active` selects the rows whose result is used; the others take no time and become 0.
 
 Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
@@ -97,6 +99,7 @@ def matmul_expert(
         **attributes(weights),
         swiglu=np.int64(weights.paired),
         experts=np.int64(count),
+        of_prompt=np.int64(weights.of_prompts),
     )
 
 
@@ -148,6 +151,7 @@ def multiply(
         **attributes(weight),
         swiglu=np.int64(weight.paired),
         eps=np.float32(eps),
+        of_prompt=np.int64(weight.of_prompts),
     )
 
 

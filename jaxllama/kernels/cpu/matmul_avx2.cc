@@ -317,7 +317,7 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* star
 
 }  // namespace
 
-const MatmulOps matmul_ops = {kMostRows, prepare, multiply};
+const MatmulOps matmul_ops = {kMostRows, prepare, multiply, nullptr, nullptr, nullptr};
 const AdaptOps adapt_ops = {adapt};
 
 }  // namespace jaxllama::avx2

@@ -4,18 +4,11 @@
 
 #include <immintrin.h>
 
-// Precedes short loops whose arrays must stay in registers.
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-#define INLINE inline __attribute__((always_inline))
-
 namespace jaxllama::avx512 {
 namespace {
 
-using F = __m512;
+#include "vectors_avx512.h"
+
 using Pairs = __m512bh;
 
 constexpr int kMostRows = 8;
@@ -24,36 +17,8 @@ constexpr int kZeroOfEight = 128;  // codes are unsigned here, as VNNI requires
 constexpr float kLift = 12582912.0f;
 constexpr int32_t kLiftBits = 0x4b400000;
 
-inline F zero() { return _mm512_setzero_ps(); }
-inline F set(float x) { return _mm512_set1_ps(x); }
-inline F load(const float* from) { return _mm512_loadu_ps(from); }
-inline void store(float* to, F x) { _mm512_storeu_ps(to, x); }
-inline F add(F a, F b) { return _mm512_add_ps(a, b); }
-inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
-inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-inline F divide(F a, F b) { return _mm512_div_ps(a, b); }
-inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-inline float sum(F x) { return _mm512_reduce_add_ps(x); }
 // Returns sum * scale, rounded once: scales have so few bits that their lift is exact.
 inline F scaled(F sum, Scale scale) { return fma(sum, set(scale.by), set(scale.lift)); }
-// A NaN in x stays NaN.
-inline F at_least(float low, F x) { return _mm512_max_ps(set(low), x); }
-inline F round_even(F x) { return _mm512_roundscale_ps(x, 0); }
-inline F times_power(F x, F power) { return _mm512_scalef_ps(x, power); }
-
-inline F load_half(const uint16_t* from) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-
-inline F load_bytes(const uint8_t* from) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-}
-
-inline F load_signed(const uint8_t* from) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-}
 
 // Extracts some bits of each of sixteen words and subtracts `zero`.
 inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
@@ -246,7 +211,7 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* star
 
 }  // namespace
 
-const MatmulOps matmul_ops = {kMostRows, prepare, multiply};
+const MatmulOps matmul_ops = {kMostRows, prepare, multiply, nullptr, nullptr, nullptr};
 const AdaptOps adapt_ops = {adapt};
 
 }  // namespace jaxllama::avx512

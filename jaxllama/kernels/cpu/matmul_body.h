@@ -10,7 +10,9 @@
 // compile, and are up to a tenth slower with eight rows.
 #define SEPARATE __attribute__((noinline))
 
+#include "matmul_ends.h"
 #include "matmul_rows.h"
+#include "matmul_scales.h"
 #include "matmul_tiles.h"
 #include "matmul_finish.h"
 
@@ -58,17 +60,21 @@ void multiply_band(const Weights& weights, int64_t tile, const Prepared& from, i
   }
 #undef SCALED
 #undef PACKED
-  finish_tile<N>(finish, tile, band, sums);
+  for (int r = 0; r < N; ++r) finish_row(finish, tile, band.first + r, sums[r][0], sums[r][1]);
 }
 
-void multiply(const Weights& weights, int64_t tile, const Prepared& from, int64_t local, Band band,
-              const Finish& finish) {
-  switch (band.count) {
-#define ROWS(N)                                                                           \
-  case N:                                                                                 \
+void multiply(const Weights& weights, int64_t tile, uint8_t*, const Prepared& from,
+              const BandRun& run, const Finish& finish) {
+  for (int64_t index = run.begin; index < run.end; ++index) {
+    const Band band = run.band(index);
+    const int64_t local = run.bands.start(index);
+    switch (band.count) {
+#define ROWS(N)                                                                               \
+  case N:                                                                                     \
     if constexpr (N <= kMostRows) multiply_band<N>(weights, tile, from, local, band, finish); \
     break;
-    ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+      ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
 #undef ROWS
+    }
   }
 }

@@ -26,16 +26,6 @@ inline F swiglu(F gate, F value) {
   return mul(divide(gate, add(set(1.0f), exponential_of_minus(gate))), value);
 }
 
-inline void store_part(float* to, F value, int64_t left) {
-  if (left >= kHalf) {
-    store(to, value);
-    return;
-  }
-  float part[kHalf];
-  store(part, value);
-  for (int64_t each = 0; each < left; ++each) to[each] = part[each];
-}
-
 // Adds sixteen numbers of the residual of a row, if there is one.
 inline F with_residual(const Finish& finish, int64_t row, int64_t at, int64_t left, F value) {
   if (finish.residual == nullptr) return value;
@@ -59,20 +49,18 @@ inline void put_gated(const Finish& finish, int64_t row, int64_t at, F gate, F v
   store_part(finish.y + row * finish.outward + at, swiglu(gate, value), left);
 }
 
-template <int N>
-void finish_tile(const Finish& finish, int64_t tile, Band band, Sums<N>& sums) {
+// Finishes the two halves of a tile of outputs of one row.
+inline void finish_row(const Finish& finish, int64_t tile, int64_t row, F first, F second) {
   const int64_t at = tile * kTile;
-  for (int r = 0; r < N; ++r) {
-    const int64_t row = band.first + r;
-    if (finish.bias != nullptr) {
-      for (int h = 0; h < 2; ++h) sums[r][h] = add(sums[r][h], load(finish.bias + at + h * kHalf));
-    }
-    if (finish.swiglu) {
-      put_gated(finish, row, tile * kHalf, sums[r][0], sums[r][1]);
-    } else {
-      put(finish, row, at, sums[r][0]);
-      put(finish, row, at + kHalf, sums[r][1]);
-    }
+  if (finish.bias != nullptr) {
+    first = add(first, load(finish.bias + at));
+    second = add(second, load(finish.bias + at + kHalf));
+  }
+  if (finish.swiglu) {
+    put_gated(finish, row, tile * kHalf, first, second);
+  } else {
+    put(finish, row, at, first);
+    put(finish, row, at + kHalf, second);
   }
 }
 

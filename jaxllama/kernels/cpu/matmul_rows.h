@@ -2,14 +2,6 @@
 //
 // Included by matmul_body.h.
 
-// Loads sixteen numbers of a row; numbers past its end are zero.
-inline F load_part(const float* from, int64_t left) {
-  if (left >= kHalf) return load(from);
-  float part[kHalf] = {};
-  for (int64_t each = 0; each < left; ++each) part[each] = from[each];
-  return load(part);
-}
-
 inline float inverse_root(const Rows& rows, const float* x) {
   F squares[4] = {zero(), zero(), zero(), zero()};
   int64_t start = 0;

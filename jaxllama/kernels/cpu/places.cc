@@ -14,7 +14,7 @@ namespace {
 void take_from_row(const TakeHeld& call, std::int64_t row) {
   const auto size = static_cast<std::size_t>(call.vocab) * sizeof(std::int32_t);
   // Indexed by token; only written entries are read, so the memory needs no initial value.
-  auto* seen = reinterpret_cast<std::int32_t*>(scratch(size));
+  auto* seen = reinterpret_cast<std::int32_t*>(scratch(size, Scratch::call));
   if (seen == nullptr) std::abort();  // out of memory; a worker cannot report an error
   const float* logits = call.logits + row * call.vocab;
   const std::int32_t* tokens = call.tokens + row * call.columns;

@@ -15,8 +15,9 @@ struct Room {
 
 }  // namespace
 
-unsigned char* scratch(size_t bytes) {
-  thread_local Room room;
+unsigned char* scratch(size_t bytes, Scratch which) {
+  thread_local Room rooms[2];
+  Room& room = rooms[static_cast<int>(which)];
   if (room.size < bytes) {
     std::free(room.bytes);
     room.size = (bytes + kAlignment - 1) / kAlignment * kAlignment;

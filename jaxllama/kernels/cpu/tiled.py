@@ -52,6 +52,8 @@ class Tiled:
     spare_out: int = dataclasses.field(metadata={"static": True})  # columns that pad the last tile
     # Two matrices, alternating every 16 outputs.
     paired: bool = dataclasses.field(metadata={"static": True})
+    # Whether only rows of prompts are multiplied, which may have an arithmetic of their own.
+    of_prompts: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, int]:
