@@ -27,12 +27,12 @@ float* room(std::int64_t size) {
   return reinterpret_cast<float*>(bytes);
 }
 
-// Returns the rows of a tile: as many as ATTEND_QUERIES allows, a divisor of the block; fewer if
-// there would otherwise be too few tiles for all threads.
-std::int64_t tile_rows(const AttendPrompt& call) {
+// Returns the rows of a tile: as many as `most` queries allow, a divisor of the block; fewer if there
+// would otherwise be too few tiles for all threads.
+std::int64_t tile_rows(const AttendPrompt& call, std::int64_t most) {
   const std::int64_t group = call.input.heads / call.cache.heads;
   std::int64_t rows = 1;
-  while (2 * rows * group <= ATTEND_QUERIES) rows *= 2;
+  while (2 * rows * group <= most) rows *= 2;
   const std::int64_t wanted = threads() == 1 ? 1 : 4 * threads();
   while (rows > 1 && call.count * call.cache.heads < wanted * rows) rows /= 2;
   return rows;
@@ -90,7 +90,7 @@ void attend_prompt(AttendPrompt call) {
   if (call.count == 0) return;
   const auto appends = static_cast<int>((call.count + ATTEND_APPEND - 1) / ATTEND_APPEND);
   parallel_for(appends, [&](int part) { body.append(call, part, room(cache.size)); });
-  call.tile = tile_rows(call);
+  call.tile = tile_rows(call, body.queries);
   const std::int64_t first = call.start / call.tile;
   const std::int64_t last = (call.start + call.count - 1) / call.tile;
   const auto parts = static_cast<int>((last - first + 1) * cache.heads);

@@ -16,7 +16,7 @@
 namespace jaxllama {
 
 constexpr int ATTEND_BLOCK = 256;   // columns under one softmax before folding
-constexpr int ATTEND_QUERIES = 64;  // most query vectors of one tile
+constexpr int ATTEND_QUERIES = 128;  // most query vectors of one tile
 constexpr int ATTEND_CHUNK = 64;    // columns packed at a time: they stay in the L1 cache
 constexpr int ATTEND_APPEND = 16;   // prompt rows appended by one part
 
@@ -68,6 +68,7 @@ struct AttendBody {
   void (*step)(const AttendStep&, std::int64_t part, float* scratch);
   void (*append)(const AttendPrompt&, std::int64_t part, float* scratch);
   void (*prompt)(const AttendPrompt&, std::int64_t part, float* scratch);
+  std::int64_t queries;  // of one tile of a prompt, at most; more share the packing of the keys
 };
 
 namespace portable {

@@ -1,7 +1,7 @@
 // Attention of prompts with the tiles of AMX; decode steps are those of AVX-512.
 //
-// Keys, values, queries and softmax weights are rounded to bfloat16, whatever the type of the cache.
-// Sums are float32.
+// Keys, values, queries and softmax weights are rounded to bfloat16; sums are float32. A float32 cache
+// stays exact: its prompts are those of AVX-512, too.
 #include <immintrin.h>
 
 #include <cstring>
@@ -125,7 +125,8 @@ struct DotOf {
 };
 
 void prompt_in_tiles(const AttendPrompt& call, std::int64_t part, float* scratch) {
-  if (call.cache.size % (2 * TilePairs::STEPS) != 0) {
+  const bool exact = call.cache.kind == CacheKind::f32;
+  if (exact || call.cache.size % (2 * TilePairs::STEPS) != 0) {
     return avx512::attend_body.prompt(call, part, scratch);
   }
   prompt(call, part, scratch);
@@ -142,7 +143,7 @@ void append_column_by_column(const AttendPrompt& call, std::int64_t part, float*
 
 }  // namespace
 
-const AttendBody attend_body{step_in_vectors, append_column_by_column, prompt_in_tiles};
+const AttendBody attend_body{step_in_vectors, append_column_by_column, prompt_in_tiles, 128};
 
 }  // namespace amx
 }  // namespace jaxllama

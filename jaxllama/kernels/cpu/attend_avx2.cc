@@ -98,7 +98,7 @@ struct DotOf {
 
 }  // namespace
 
-const AttendBody attend_body{step, append, prompt};
+const AttendBody attend_body{step, append, prompt, 64};
 
 }  // namespace avx2
 }  // namespace jaxllama

@@ -45,7 +45,7 @@ struct DotOf<float> {
 
 }  // namespace
 
-const AttendBody attend_body{step, append, prompt};
+const AttendBody attend_body{step, append, prompt, 64};
 
 }  // namespace avx512
 }  // namespace jaxllama

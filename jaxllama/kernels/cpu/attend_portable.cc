@@ -94,7 +94,7 @@ struct DotOf {
 
 }  // namespace
 
-const AttendBody attend_body{step, append, prompt};
+const AttendBody attend_body{step, append, prompt, 64};
 
 }  // namespace portable
 }  // namespace jaxllama
