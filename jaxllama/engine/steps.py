@@ -103,14 +103,20 @@ class Steps:
         self.weigh_rows = body.weigh_rows or self.tile
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
 
-    def _model(self, params: Tree) -> Llama | SpreadLlama:
+    def _model(self, params: Tree, *, for_prompts: bool = False) -> Llama | SpreadLlama:
         if self.where is not None:
-            return SpreadLlama(self.model, self.engine, params, self.where)
+            where = self.where
+            if for_prompts:
+                where = where._replace(params=self._with_blocks_for_prompts(where.params))
+            return SpreadLlama(self.model, self.engine, params, where)
         return model_of(self.model, params, self.engine.kernels)
 
     def _prompt_model(self, params: Tree) -> Llama | SpreadLlama:
         """Return the model for rows of prompts; its head is that of decode steps."""
-        return self._model({**params, "blocks": self._for_prompts(params["blocks"])})
+        return self._model(self._with_blocks_for_prompts(params), for_prompts=True)
+
+    def _with_blocks_for_prompts(self, tree: Tree) -> Tree:
+        return {**tree, "blocks": self._for_prompts(tree["blocks"])}
 
     def empty(self) -> DecodeState:
         """Make a state with all rows inactive."""
