@@ -77,7 +77,15 @@ def key_of_sources():
 def compiled(folder, name, flags):
     made = folder / f"{name}.o"
     build("-c", *flags, str(SOURCES / f"{name}.cc"), "-o", str(made))
+    if flags:
+        inline = [line for line in symbols(made) if " W jaxllama::" in line]
+        assert not inline, "older processors may get this file's copy of: " + ", ".join(inline)
     return str(made)
+
+
+def symbols(made):
+    run = subprocess.run(["nm", "-C", made], capture_output=True, text=True, check=True)
+    return run.stdout.splitlines()
 
 
 def build(*arguments):

@@ -8,8 +8,7 @@
 
 #include "attend.h"
 #include "attend_numbers.h"
-
-#define INLINE inline __attribute__((always_inline))
+#include "inlining.h"
 
 namespace jaxllama {
 namespace amx {
@@ -18,14 +17,6 @@ namespace {
 #include "amx_tiles.h"
 
 #include "attend_vectors_avx512.h"
-
-inline Vec widen(const Half* from) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-inline Vec widen(const float* from) { return load(from); }
-
-template <class T>
-struct DotOf;
 
 #include "attend_body.h"
 
@@ -120,8 +111,7 @@ struct TilePairs : Pairs {
 
 template <class T>
 struct DotOf {
-  using Dot = TilePairs;  // of decode steps, which are not computed here
-  using PromptDot = TilePairs;
+  using Dot = TilePairs;
 };
 
 void prompt_in_tiles(const AttendPrompt& call, std::int64_t part, float* scratch) {

@@ -85,15 +85,11 @@ inline Vec widen(const std::int8_t* from) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
 }
 
-template <class T>
-struct DotOf;
-
 #include "attend_body.h"
 
 template <class T>
 struct DotOf {
   using Dot = Wide;
-  using PromptDot = Wide;
 };
 
 }  // namespace

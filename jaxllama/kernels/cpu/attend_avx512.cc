@@ -15,14 +15,6 @@ namespace {
 
 #include "attend_vectors_avx512.h"
 
-inline Vec widen(const Half* from) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
-inline Vec widen(const float* from) { return load(from); }
-
-template <class T>
-struct DotOf;
-
 #include "attend_body.h"
 
 #include "attend_pairs.h"
@@ -30,17 +22,14 @@ struct DotOf;
 template <class T>
 struct DotOf {
   using Dot = Pairs;
-  using PromptDot = Pairs;
 };
 template <>
 struct DotOf<Half> {
   using Dot = Wide;
-  using PromptDot = Wide;
 };
 template <>
 struct DotOf<float> {
   using Dot = Wide;
-  using PromptDot = Wide;
 };
 
 }  // namespace

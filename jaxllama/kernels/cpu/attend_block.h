@@ -157,11 +157,13 @@ std::uint64_t take_unsound(float* panel, std::int64_t size) {
 inline void spoil_rows(std::uint64_t columns, std::int64_t at, const Sight& sight, Tile& tile) {
   for (std::int64_t i = 0; i < tile.count(); ++i) {
     const std::int64_t row = i / tile.group;
-    for (std::int64_t column = sight.low[row]; column < sight.high[row]; ++column) {
-      if (column < at || column >= at + CHUNK || (columns >> (column - at) & 1) == 0) continue;
-      for (std::int64_t j = 0; j < tile.size; j += WIDTH) {
-        store(tile.mixed + i * tile.size + j, set(__builtin_nanf("")));
-      }
+    const std::int64_t low = clamp(sight.low[row] - at, 0, CHUNK);
+    const std::int64_t high = clamp(sight.high[row] - at, 0, CHUNK);
+    bool is_spoilt = false;
+    for (std::int64_t column = low; column < high; ++column) is_spoilt |= columns >> column & 1;
+    if (!is_spoilt) continue;
+    for (std::int64_t j = 0; j < tile.size; j += WIDTH) {
+      store(tile.mixed + i * tile.size + j, set(__builtin_nanf("")));
     }
   }
 }

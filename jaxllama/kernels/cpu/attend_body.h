@@ -20,6 +20,10 @@ constexpr int CHUNK = ATTEND_CHUNK;
 constexpr int TILE_ROWS = 6;  // of one register tile
 constexpr float NOTHING = -__builtin_inff();
 
+// The dot products of queries with a cache of T: DotOf<T>::Dot, defined after this file is included.
+template <class T>
+struct DotOf;
+
 inline std::int64_t smaller_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 inline std::int64_t larger_of(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
 inline std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
@@ -134,7 +138,7 @@ void append_part(const AttendPrompt& call, std::int64_t part, float* scratch) {
 template <class T>
 void prompt_rows(const AttendPrompt& call, std::int64_t head, std::int64_t from, std::int64_t to,
                  float* scratch) {
-  using Dot = typename DotOf<T>::PromptDot;
+  using Dot = typename DotOf<T>::Dot;
   const AttendInput& input = call.input;
   const std::int64_t size = call.cache.size, group = input.heads / call.cache.heads;
   const std::int64_t width = (input.heads + 2 * call.cache.heads) * size;

@@ -81,15 +81,11 @@ inline Vec widen(const std::int8_t* from) {
   return __builtin_convertvector(__builtin_convertvector(narrow, Mask), Vec);
 }
 
-template <class T>
-struct DotOf;
-
 #include "attend_body.h"
 
 template <class T>
 struct DotOf {
   using Dot = Wide;
-  using PromptDot = Wide;
 };
 
 }  // namespace

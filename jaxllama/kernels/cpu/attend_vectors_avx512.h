@@ -59,3 +59,8 @@ inline void transpose(Vec (&x)[WIDTH]) {
     x[p + 12] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
   }
 }
+
+inline Vec widen(const Half* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+inline Vec widen(const float* from) { return load(from); }

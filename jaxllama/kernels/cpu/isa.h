@@ -1,9 +1,10 @@
 // Which instruction set the kernels use: chosen once, when the library is loaded.
 //
 // Each family of kernels has one implementation per instruction set, in its own file and namespace
-// (portable, avx2, avx512). Only matmul has one for AMX too; other kernels use AVX-512 there. Files compiled for an instruction set use no standard templates and no
-// inline functions of shared headers: the linker keeps one copy of an inline function, and it must
-// not keep a copy that an older processor cannot run.
+// (portable, avx2, avx512). Matmul and the attention of prompts have one for AMX, too; everything else
+// uses AVX-512 there. Files compiled for an instruction set use no standard templates and no inline
+// functions of shared headers, members of their classes included: the linker keeps one copy of an
+// inline function, and it must not keep a copy that an older processor cannot run.
 #pragma once
 
 namespace jaxllama {
@@ -15,14 +16,15 @@ enum class Isa { portable, avx2, avx512, amx, emulated };
 Isa isa();
 const char* isa_name(Isa isa);
 
+[[maybe_unused]] static bool has_avx512(Isa isa) { return isa == Isa::avx512 || isa == Isa::amx; }
+
 }  // namespace jaxllama
 
 // Selects the kernels of the instruction set in use, for example avx512::matmul_ops for matmul_ops.
 #if JAXLLAMA_X86
-#define JAXLLAMA_PICK(name)                                       \
-  (::jaxllama::isa() == ::jaxllama::Isa::avx512 || ::jaxllama::isa() == ::jaxllama::Isa::amx \
-       ? avx512::name                                             \
-   : ::jaxllama::isa() == ::jaxllama::Isa::avx2 ? avx2::name      \
+#define JAXLLAMA_PICK(name)                                      \
+  (::jaxllama::has_avx512(::jaxllama::isa()) ? avx512::name      \
+   : ::jaxllama::isa() == ::jaxllama::Isa::avx2 ? avx2::name     \
                                                 : portable::name)
 #else
 #define JAXLLAMA_PICK(name) (portable::name)

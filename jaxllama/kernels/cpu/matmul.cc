@@ -37,14 +37,15 @@ size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 struct RowBytes {
   size_t inputs, scales, starts, sums, apart, aparts;
 
-  RowBytes(const Weights& weights, Kind kind)
-      : inputs(weights.blocks * kBlock * input_bytes(kind)),
-        scales(is_packed(kind) ? weights.blocks * sizeof(Scale) : 0),
-        starts(is_packed(kind) ? weights.blocks * sums_of(kind) * sizeof(int32_t) : 0),
-        sums(is_packed(kind) ? (weights.blocks + weights.group - 1) / weights.group * sizeof(float)
-                             : 0),
-        apart(is_packed(kind) ? weights.blocks * sizeof(Apart) : 0),
-        aparts(is_packed(kind) ? sizeof(int32_t) : 0) {}
+  explicit RowBytes(const Weights& weights)
+      : inputs(weights.blocks * kBlock * input_bytes(weights.kind)),
+        scales(is_packed(weights.kind) ? weights.blocks * sizeof(Scale) : 0),
+        starts(is_packed(weights.kind) ? weights.blocks * sums_of(weights.kind) * sizeof(int32_t) : 0),
+        sums(is_packed(weights.kind)
+                 ? (weights.blocks + weights.group - 1) / weights.group * sizeof(float)
+                 : 0),
+        apart(is_packed(weights.kind) ? weights.blocks * sizeof(Apart) : 0),
+        aparts(is_packed(weights.kind) ? sizeof(int32_t) : 0) {}
 
   size_t total() const { return inputs + scales + starts + sums + apart + aparts; }
 };
@@ -70,15 +71,25 @@ bool lay_out(const RowBytes& bytes, int64_t rows, Prepared* prepared) {
   return true;
 }
 
+// The way of a call: how its rows are prepared, and how they are multiplied.
+struct Way {
+  const MatmulOps& ops;
+  Weights prepared_for;  // the weights, or bfloat16 ones of the same shape
+};
+
+Way way_of(const Weights& weights, const Rows& rows) {
+  if (!in_tiles(weights, rows)) return {JAXLLAMA_PICK(matmul_ops), weights};
+  Weights pairs = weights;
+  pairs.kind = Kind::bf16;
+  return {tile_ops(), pairs};
+}
+
 // Prepares and multiplies rows that fit into the scratch memory.
-void multiply_pass(const MatmulOps& ops, const Weights& weights, const Rows& rows,
-                   const Finish& finish, int64_t first, const Bands& bands, const RowBytes& bytes,
-                   const Prepared& prepared) {
-  const auto band_of = [&](int64_t band) {
-    return Band{first + bands.start(band), bands.height(band)};
-  };
+void multiply_pass(const Way& way, const Weights& weights, const Rows& rows, const Finish& finish,
+                   const Bands& bands, const Prepared& prepared) {
+  const MatmulOps &ops = way.ops, &vectors = JAXLLAMA_PICK(matmul_ops);
   const auto prepare = [&](int64_t band) {
-    ops.prepare(weights, rows, prepared, band_of(band), bands.start(band));
+    vectors.prepare(way.prepared_for, rows, prepared, band_of(bands, band), band_start(bands, band));
   };
   const bool few = bands.rows <= kFewRows;
   parallel_for(few ? 1 : static_cast<int>(bands.count), [&](int part) {
@@ -88,7 +99,7 @@ void multiply_pass(const MatmulOps& ops, const Weights& weights, const Rows& row
   // A part is a run of bands times a chunk of tiles. Few rows: one run, so that each weight is read
   // once, by one thread. Many rows: runs that fit into the cache of a core, which reads all
   // weights; at least one run per thread, so that a row stays on the core that prepared it.
-  const auto row_bytes = static_cast<int64_t>(bytes.total());
+  const auto row_bytes = static_cast<int64_t>(RowBytes(way.prepared_for).total());
   const size_t panel_size = ops.panel_bytes == nullptr ? 0 : ops.panel_bytes(weights, bands);
   const auto cache = static_cast<int64_t>(panel_size == 0 ? kCacheBytes : kPanelCacheBytes);
   const int64_t in_cache = cache / row_bytes;
@@ -107,7 +118,7 @@ void multiply_pass(const MatmulOps& ops, const Weights& weights, const Rows& row
     if (panel_size > 0 && panel == nullptr) std::abort();  // a worker cannot report an error
     for (int64_t tile = chunk * per_chunk; tile < last_tile; ++tile) {
       if (panel != nullptr) ops.unpack(weights, tile, panel);
-      ops.multiply(weights, tile, panel, prepared, {bands, first, first_band, last_band}, finish);
+      ops.multiply(weights, tile, panel, prepared, {bands, first_band, last_band}, finish);
     }
     if (ops.release != nullptr) ops.release();
   });
@@ -116,16 +127,17 @@ void multiply_pass(const MatmulOps& ops, const Weights& weights, const Rows& row
 }  // namespace
 
 bool matmul(const Weights& weights, const Rows& rows, const Finish& finish) {
-  const bool tiles = in_tiles(weights, rows);
-  const MatmulOps& ops = tiles ? tile_ops() : JAXLLAMA_PICK(matmul_ops);
-  const RowBytes bytes(weights, tiles ? Kind::bf16 : weights.kind);
+  const Way way = way_of(weights, rows);
+  const RowBytes bytes(way.prepared_for);
+  const int64_t most_rows = way.ops.most_rows;
   const int64_t room = static_cast<int64_t>(kPassBytes / bytes.total());
-  const int64_t most = std::max<int64_t>(1, room / ops.most_rows) * ops.most_rows;
+  const int64_t most = std::max<int64_t>(1, room / most_rows) * most_rows;
   for (int64_t first = 0; first < rows.count; first += most) {
-    const Bands bands(std::min(most, rows.count - first), ops.most_rows);
+    const int64_t count = std::min(most, rows.count - first);
+    const Bands bands{first, count, (count + most_rows - 1) / most_rows};
     Prepared prepared;
-    if (!lay_out(bytes, bands.rows, &prepared)) return false;
-    multiply_pass(ops, weights, rows, finish, first, bands, bytes, prepared);
+    if (!lay_out(bytes, count, &prepared)) return false;
+    multiply_pass(way, weights, rows, finish, bands, prepared);
   }
   return true;
 }

@@ -69,23 +69,26 @@ struct Band {
   int count;
 };
 
-// Splits rows into even bands of at most `most`: twenty rows in bands of eight are 6, 7 and 7.
+// Prepared rows in `count` even bands, from row `first` of the call on: twenty rows in three bands are
+// 6, 7 and 7. Functions of it are static, not members: see isa.h.
 struct Bands {
-  int64_t rows;
-  int64_t count;
-
-  Bands(int64_t rows, int most) : rows(rows), count((rows + most - 1) / most) {}
-
-  int64_t start(int64_t band) const { return band * rows / count; }
-  int height(int64_t band) const { return static_cast<int>(start(band + 1) - start(band)); }
+  int64_t first, rows, count;
 };
 
-// Some bands, from `begin` to `end` - 1; the first band of all starts at row `first` of the call.
+// Returns the index of a band's first row among the prepared rows.
+[[maybe_unused]] static int64_t band_start(const Bands& bands, int64_t index) {
+  return index * bands.rows / bands.count;
+}
+
+[[maybe_unused]] static Band band_of(const Bands& bands, int64_t index) {
+  const int64_t start = band_start(bands, index), end = band_start(bands, index + 1);
+  return {bands.first + start, static_cast<int>(end - start)};
+}
+
+// Some of the bands, from `begin` to `end` - 1.
 struct BandRun {
   const Bands& bands;
-  int64_t first, begin, end;
-
-  Band band(int64_t index) const { return {first + bands.start(index), bands.height(index)}; }
+  int64_t begin, end;
 };
 
 // Quantisation of inputs for packed weights: to bytes; the largest input of a block becomes 127.
@@ -105,7 +108,8 @@ constexpr int kAhead = 4096;  // bytes to prefetch ahead: weights are read once 
 
 struct MatmulOps {
   int most_rows;  // of one band
-  // `local` is the index of the band's first row among the prepared rows.
+  // `local` is the index of the band's first row among the prepared rows. Null in bodies with tiles:
+  // rows are prepared with vectors.
   void (*prepare)(const Weights&, const Rows&, const Prepared&, Band, int64_t local);
   // Multiplies all rows of some bands by one tile of outputs. `panel` holds the unpacked weights.
   void (*multiply)(const Weights&, int64_t tile, uint8_t* panel, const Prepared&, const BandRun&,

@@ -1,4 +1,5 @@
 // Matmul with the tiles of AMX, and AVX-512 for everything else.
+#include "inlining.h"
 #include "matmul.h"
 
 #include <immintrin.h>
@@ -47,15 +48,8 @@ INLINE void store_pairs(uint16_t* to, F even, F odd) {
 
 #include "matmul_amx_body.h"
 
-void prepare(const Weights& weights, const Rows& rows, const Prepared& to, Band band,
-             int64_t local) {
-  Weights pairs = weights;
-  pairs.kind = Kind::bf16;
-  avx512::matmul_ops.prepare(pairs, rows, to, band, local);
-}
-
 }  // namespace
 
-const MatmulOps matmul_ops = {kMostRows, prepare, multiply, panel_bytes, unpack, release_tiles};
+const MatmulOps matmul_ops = {kMostRows, nullptr, multiply, panel_bytes, unpack, release_tiles};
 
 }  // namespace jaxllama::amx

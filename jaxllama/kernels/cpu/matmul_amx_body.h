@@ -171,9 +171,9 @@ void multiply(const Weights& weights, int64_t tile, uint8_t* panel, const Prepar
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const Blocks blocks{chunk * weights.blocks / chunks, (chunk + 1) * weights.blocks / chunks};
     for (int64_t index = run.begin; index < run.end; ++index) {
-      const Band band = run.band(index);
+      const Band band = band_of(run.bands, index);
       const int64_t row_bytes = kBlock * 2, input_bytes = band.count * row_bytes;
-      const uint8_t* inputs = from.inputs + run.bands.start(index) * weights.blocks * row_bytes;
+      const uint8_t* inputs = from.inputs + band_start(run.bands, index) * weights.blocks * row_bytes;
       float* const sums = all_sums + (chunks == 1 ? 0 : index * kSums);
       shape_tiles(band.count);
       if (band.count > kTileRows) {

@@ -1,16 +1,9 @@
 // Matmul with AVX2, FMA and F16C: sixteen lanes are two registers.
 #include "adapt.h"
+#include "inlining.h"
 #include "matmul.h"
 
 #include <immintrin.h>
-
-// Precedes short loops whose arrays must stay in registers.
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-#define INLINE inline __attribute__((always_inline))
 
 namespace jaxllama::avx2 {
 namespace {

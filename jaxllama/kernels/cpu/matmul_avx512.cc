@@ -1,5 +1,6 @@
 // Matmul with AVX-512: VNNI for codes, BF16 for pairs of bfloat16.
 #include "adapt.h"
+#include "inlining.h"
 #include "matmul.h"
 
 #include <immintrin.h>

@@ -66,8 +66,8 @@ void multiply_band(const Weights& weights, int64_t tile, const Prepared& from, i
 void multiply(const Weights& weights, int64_t tile, uint8_t*, const Prepared& from,
               const BandRun& run, const Finish& finish) {
   for (int64_t index = run.begin; index < run.end; ++index) {
-    const Band band = run.band(index);
-    const int64_t local = run.bands.start(index);
+    const Band band = band_of(run.bands, index);
+    const int64_t local = band_start(run.bands, index);
     switch (band.count) {
 #define ROWS(N)                                                                               \
   case N:                                                                                     \

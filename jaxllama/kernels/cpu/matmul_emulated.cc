@@ -45,15 +45,8 @@ void store_pairs(uint16_t* to, const F& even, const F& odd) {
 
 #include "matmul_amx_body.h"
 
-void prepare(const Weights& weights, const Rows& rows, const Prepared& to, Band band,
-             int64_t local) {
-  Weights pairs = weights;
-  pairs.kind = Kind::bf16;
-  portable::matmul_ops.prepare(pairs, rows, to, band, local);
-}
-
 }  // namespace
 
-const MatmulOps matmul_ops = {kMostRows, prepare, multiply, panel_bytes, unpack, release_tiles};
+const MatmulOps matmul_ops = {kMostRows, nullptr, multiply, panel_bytes, unpack, release_tiles};
 
 }  // namespace jaxllama::emulated

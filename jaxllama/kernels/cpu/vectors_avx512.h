@@ -2,14 +2,6 @@
 //
 // Included by matmul_avx512.cc and matmul_amx.cc inside their own unnamed namespaces: see isa.h.
 
-// Precedes short loops whose arrays must stay in registers.
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-#define INLINE inline __attribute__((always_inline))
-
 using F = __m512;
 
 inline F zero() { return _mm512_setzero_ps(); }
