@@ -93,6 +93,7 @@ class Engine:
         self._prompts = Prompts(self._batch, self.slots, self.prompt_store)
         self.probes = Probes(self._batch, self.slots, self._prompts, self.recovery)
         self._guides = Guides(self._emit, self._end, programs)
+        self._keeps_answers = programs.body.steps_match_prompts()  # prompts reuse their columns
         self._cached_blocks: CachedBlocks | None = None
 
     # The interface for callers.
@@ -383,7 +384,7 @@ class Engine:
         `logprobs` are its log-probabilities, None if not requested. A replayed token, whose event
         was sent before a fault, gets no event. The token before the new one is noted as cached.
         """
-        if self.programs.body.steps_match_prompts():
+        if self._keeps_answers:
             for part in generation.parts:
                 self.slots.slots[part.slot].cached.append(part.newest)  # it was fed just now
         self.recovery.suspects.progressed(generation)

@@ -104,16 +104,14 @@ class Steps:
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
 
     def _model(self, params: Tree, *, for_prompts: bool = False) -> Llama | SpreadLlama:
-        if self.where is not None:
-            where = self.where
-            if for_prompts:
-                where = where._replace(params=self._with_blocks_for_prompts(where.params))
+        """Return the model with its weights; its blocks for rows of prompts, if asked."""
+        where = self.where
+        if for_prompts:
+            params = self._with_blocks_for_prompts(params)
+            where = where and where._replace(params=self._with_blocks_for_prompts(where.params))
+        if where is not None:
             return SpreadLlama(self.model, self.engine, params, where)
         return model_of(self.model, params, self.engine.kernels)
-
-    def _prompt_model(self, params: Tree) -> Llama | SpreadLlama:
-        """Return the model for rows of prompts; its head is that of decode steps."""
-        return self._model(self._with_blocks_for_prompts(params), for_prompts=True)
 
     def _with_blocks_for_prompts(self, tree: Tree) -> Tree:
         return {**tree, "blocks": self._for_prompts(tree["blocks"])}
@@ -143,7 +141,7 @@ class Steps:
             at = index * self.tile
             tokens = lax.dynamic_slice_in_dim(ids, at, self.tile)
             real = jnp.minimum(count - at, self.tile)
-            model = self._prompt_model(params)
+            model = self._model(params, for_prompts=True)
             return model.prompt(tokens, cache, slot, start + at, real, adapters)[1]
 
         tiles = (count + self.tile - 1) // self.tile
@@ -440,7 +438,7 @@ class Steps:
         `start` on. `adapter` None: the model alone.
         """
         ids, targets = pairs
-        model = self._prompt_model(params)
+        model = self._model(params, for_prompts=True)
         adapters = of_rows(adapter, ids.shape[0])
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1, adapters)
         logits = model.head(hidden, jnp.arange(ids.shape[0]) <= last)
@@ -462,7 +460,7 @@ class Steps:
         `runs` holds the tokens, their cache columns and the targets. `adapter` None: the model
         alone.
         """
-        model = self._prompt_model(params)
+        model = self._model(params, for_prompts=True)
         adapters = of_rows(adapter, runs.ids.shape[0])
         hidden, cache = model.branches(runs.ids, state.cache, slot, runs.places, adapters)
         logits = model.head(hidden[runs.rows])
@@ -483,7 +481,7 @@ class Steps:
 
         The states are normed. Keys and values go to the slot's cache from column `start` on.
         """
-        model = self._prompt_model(params)
+        model = self._model(params, for_prompts=True)
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
         normed = model.final_norm(hidden)
         real = jnp.arange(ids.shape[0]) <= last
