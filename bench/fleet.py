@@ -18,7 +18,7 @@ MUCH = 1 << 20  # more than the requests of any replica
 
 @dataclass
 class RouterView:
-    """What a router knows: of each replica its requests, and of each prefix who has it."""
+    """The view of a router: the requests of each replica, and who has each prefix."""
 
     slots: int  # of one replica
     open: list[int]  # requests without their last token

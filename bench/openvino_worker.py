@@ -98,7 +98,7 @@ class OpenvinoModel:
 
 
 def new_tokens(request: Any) -> int:
-    """Return the number of tokens that a request has received and nobody has read."""
+    """Return the number of tokens of a request since the last call."""
     count = 0
     while request.can_read():
         count += sum(len(output.generated_ids) for output in request.read().values())

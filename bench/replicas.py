@@ -21,7 +21,7 @@ Holders = defaultdict[int, set[int]]  # group: the replicas that have its prefix
 
 @dataclass(frozen=True)
 class Durations:
-    """How long the work of a replica takes: straight lines between the points of two curves."""
+    """Durations of the work of a replica: straight lines between the points of two curves."""
 
     steps: Curve  # by rows
     prompts: Curve  # by tokens of a prompt, from the first one on
@@ -77,7 +77,7 @@ class PrefixSlots:
     """The free slots of a replica, and the groups whose prefixes it has."""
 
     def __init__(self, index: int, shape: ReplicaShape, holders: Holders) -> None:
-        """Make `shape.slots` empty slots; `holders` is told what the replica `index` has."""
+        """Make `shape.slots` empty slots; they add the replica `index` to `holders`."""
         self._index, self._holders, self._most_stored = index, holders, shape.stored
         self.free = deque([-1] * shape.slots)  # the group of each free slot, longest free first
         self._slots: Counter[int] = Counter()  # how many slots have the prefix of a group

@@ -47,13 +47,13 @@ MOST = 6000.0  # seconds of all simulated replicas together
 
 @click.command()
 def main() -> None:
-    """Write the tables of docs/scaling.md anew."""
+    """Write the tables of docs/scaling.md again."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     click.echo(f"wrote {PAGE}")
 
 
 def filled(page: str) -> str:
-    """Return the page with every table made anew; raise KeyError for one that has no function."""
+    """Return the page with new tables; raise KeyError for a table that has no function."""
     return MARKED.sub(lambda mark: mark[1] + TABLES[mark["name"]](), page)
 
 

@@ -42,6 +42,19 @@ def quick_loads() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_programs() -> Iterator[None]:
+    """Compile all programs of a module without optimisation.
+
+    They run for milliseconds: compiling them well would take most of the time.
+    """
+    import jax  # noqa: PLC0415
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_fusions() -> Iterator[None]:
     """Switch off XLA's slowest compiler part for the programs in which samplers are tested.

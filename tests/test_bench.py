@@ -19,7 +19,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import gguf
-import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -41,7 +40,7 @@ SCRIPTS = sorted(
     for path in BENCH.glob("*.py")
     if '__name__ == "__main__"' in path.read_text() and path.stem != "accelerator"
 )
-pytestmark = pytest.mark.usefixtures("no_samplers")
+pytestmark = pytest.mark.usefixtures("no_samplers", "quick_programs")
 
 MEASURED = ("logit_bias", "min_p", "repetition", "top_k", "top_p")  # samplers
 PEER_KEYS = {"peer", "peer_value", "ratio"}
@@ -94,14 +93,6 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of one run: its processes share what they compile."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bench-caches"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_programs() -> Iterator[None]:
-    """They run for milliseconds: compiling them well would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

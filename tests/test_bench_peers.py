@@ -4,12 +4,10 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax
 import pytest
 from click.testing import CliRunner, Result
 
@@ -17,6 +15,8 @@ BENCH = Path(__file__).parents[1] / "bench"
 TINY = "tiny-q4_0"
 SIZES = {"sequences": 3, "length": 24, "threads": 1}
 PROMPT = [5, 6, 7, 8]
+
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 # OpenVINO GenAI in so far as the worker uses it. The name of the model's file says what it does.
 OPENVINO = """
@@ -121,13 +121,6 @@ class Handler(BaseHTTPRequestHandler):
 
 ThreadingHTTPServer((given["--host"], int(given["--port"])), Handler).serve_forever()
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_programs() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)
