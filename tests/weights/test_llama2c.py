@@ -235,9 +235,12 @@ def test_the_engine_tells_the_story_that_llama2c_tells(tmp_path: Path):
     with zipfile.ZipFile(Path(__file__).parents[1] / "golden/tokenizers.zip") as goldens:
         (tmp_path / "tokenizer.bin").write_bytes(goldens.read("tokenizer.bin"))
     pieces, scores = reference.load_tokenizer(tmp_path / "tokenizer.bin", STORY.vocab_size)
-    text = "Once upon a time there was a ca\u00f1on"
+    text = "Tim had a big ca\u00f1on"
     prompt = reference.encode(text, pieces, scores)
     expected = reference.greedy(path, prompt, 24)
+    # Instruction sets differ in whether they round the rows of prompts to int8, as llama2.c does;
+    # the test needs a text that is the same either way.
+    assert expected == reference.greedy(path, prompt, 24, rounds=False)
     with LLM.load(path, slots=1, context=128, kernels="cpu") as llm:
         answer = llm.generate(text, max_tokens=24, temperature=0)
     assert answer.usage.prompt == len(prompt)
