@@ -6,7 +6,7 @@ documentation are generated from the same rows. Sampler knobs declare their own 
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from jaxllama.errors import InvalidParameter
@@ -134,8 +134,8 @@ def check(name: str, value: object) -> object:
     if not limit.many:
         return check_number_or_text(name, value, limit)
     items = [value] if isinstance(value, str | int) else value
-    if not isinstance(items, Iterable):
-        raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
+    if isinstance(items, Mapping | bytes) or not isinstance(items, Iterable):
+        raise InvalidParameter(f"{name} is {value!r:.100}; expected a list", name)
     items = list(items)
     if len(items) > limit.most:
         raise InvalidParameter(

@@ -73,6 +73,8 @@ def test_guidance_of_scale_1_is_none(ask):
     [
         ({"preset": "nothing like it"}, "unknown preset 'nothing like it'; installed: balanced"),
         ({"banned_strings": "a"}, "banned_strings is 'a'; expected a list"),
+        ({"stop": {"a": 1}}, "stop is {'a': 1}; expected a list"),
+        ({"stop_ids": {"5": 1}}, "stop_ids is {'5': 1}; expected a list"),
         ({"banned_strings": [""]}, "banned_strings holds ''; expected texts, or lists"),
         ({"banned_strings": [[]]}, "banned_strings holds \\[\\]; expected texts, or lists"),
         ({"banned_strings": [7]}, "banned_strings holds 7; expected texts, or lists"),
