@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxllama.errors import BadHeader, CheckpointError
-from jaxllama.weights.stored import Index, Shape
+from jaxllama.weights.stored import Index, Shape, whole
 
 CHUNK = 1 << 18  # bytes
 COLUMN_BLOCKS = 8  # of a matrix: a mesh splits inputs, too
@@ -133,7 +133,10 @@ class ArrayStore:
                     f"{self._folder}: {name} is {store.dtype.numpy_dtype.name} "
                     f"{list(store.shape)}; expected {dtype} {list(shape)}"
                 )
-            part = store[index][tensorstore.d[:].translate_to[0]]
+            if index == whole(shape):
+                part = store  # an index costs as much as the read of a small array
+            else:
+                part = store[index][tensorstore.d[:].translate_to[0]]
             array = self._room.array(part.shape, part.dtype.numpy_dtype)
             future = tensorstore.array(array).write(part)
             return PendingArray(self._folder, name, array, future)

@@ -158,11 +158,11 @@ def merged(
 def minima_around_middle(scales: np.ndarray) -> np.ndarray:
     """Return the minima of four-bit codes of which 8 means 0: -8 times the scale.
 
-    NumPy multiplies float16 by way of float32, one at a time; looking up the product is five times
-    as fast.
+    NumPy multiplies float16 by way of float32, one at a time; looking up the product is several
+    times as fast, and twice as fast again where NumPy does not check the indices.
     """
     if scales.dtype == np.float16:
-        return np.take(products_of_halves(), scales.view(np.uint16))
+        return np.take(products_of_halves(), scales.view(np.uint16), mode="clip")
     with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
         return scales * scales.dtype.type(-MIDDLE)
 
