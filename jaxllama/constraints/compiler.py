@@ -12,7 +12,7 @@ from functools import cached_property
 from llguidance import LLMatcher, LLTokenizer
 
 from jaxllama.constraints.follower import CompiledConstraint, plain
-from jaxllama.constraints.wanted import AnswerForm
+from jaxllama.constraints.wanted import AnswerGrammar
 from jaxllama.constraints.words import TokenBytes, limits
 from jaxllama.constraints.worker import CPU_SECONDS, MEMORY, GrammarWorker, TooCostly
 from jaxllama.errors import InvalidParameter
@@ -37,7 +37,7 @@ class Compiler:
         self._kept: OrderedDict[str, CompiledConstraint] = OrderedDict()  # by grammar, oldest first
         self._held = 0  # estimated bytes of the cached constraints
 
-    def compile(self, form: AnswerForm) -> CompiledConstraint:
+    def compile(self, form: AnswerGrammar) -> CompiledConstraint:
         """Return the compiled constraint of a form, from the cache if it is there.
 
         May take seconds and be called from any thread. Raises InvalidParameter with the error in
@@ -56,7 +56,7 @@ class Compiler:
             self._keep(grammar, compiled)
         return compiled
 
-    def knows(self, form: AnswerForm) -> bool:
+    def knows(self, form: AnswerGrammar) -> bool:
         """Say whether the constraint of a form is in the cache, so that it costs no work."""
         with self._lock:
             return form.grammar in self._kept
@@ -88,7 +88,7 @@ class Compiler:
             lambda text: self._tokenizer.encode(text, begin=False, start=False)
         )
 
-    def _try(self, form: AnswerForm) -> None:
+    def _try(self, form: AnswerGrammar) -> None:
         """Compile a grammar in another process, which is killed if it takes too much.
 
         Raises InvalidParameter with the error in the grammar.
@@ -122,7 +122,7 @@ def cost(grammar: str) -> int:
     return FIXED_COST + COST * len(grammar)
 
 
-def refuse_complaint(form: AnswerForm, complaint: str) -> None:
+def refuse_complaint(form: AnswerGrammar, complaint: str) -> None:
     """Raise InvalidParameter if `complaint`, llguidance's error in a grammar, is not "".
 
     `form` is the request's form that the grammar comes from; the error names its field.

@@ -1,4 +1,4 @@
-"""AnswerForm: the form that an answer must have, as grammar text within the bounds of a request.
+"""AnswerGrammar: the form that an answer must have, as grammar text within the bounds of a request.
 
 Made by intake from request fields, taken by the compiler. Knows JSON and the grammar syntax of
 llguidance; compiles nothing.
@@ -29,14 +29,14 @@ SPACING: Any = {
 
 
 @dataclass(frozen=True)
-class AnswerForm:
+class AnswerGrammar:
     """A grammar, and the name of the request field that it comes from."""
 
     field: str
     grammar: str
 
 
-def read_form(fields: Mapping[str, Any]) -> AnswerForm | None:
+def read_form(fields: Mapping[str, Any]) -> AnswerGrammar | None:
     """Return the form that a request's fields set for the answer, as a grammar; None without.
 
     Raises InvalidParameter if the form is malformed, or if several fields set one.
@@ -57,7 +57,7 @@ def read_form(fields: Mapping[str, Any]) -> AnswerForm | None:
         "choices": choices_grammar,
         "grammar": user_grammar,
     }
-    return AnswerForm(name, makers[name](value))
+    return AnswerGrammar(name, makers[name](value))
 
 
 def schema_text(value: object) -> str:

@@ -1,6 +1,6 @@
 """Body: one implementation of the operations of a model, as a value.
 
-`plain/` and `cpu/` each define one; `kernels.BODIES` lists them. The types of what operations take
+`plain/`, `cpu/`, `gpu/` and `tpu/` each define one; `kernels.BODIES` lists them. The types of what operations take
 and return live here too, so a body is written against this file alone. Knows no request, no
 sampler and no name of a weight.
 """

@@ -89,7 +89,7 @@ class Name:
 
 
 @dataclass(frozen=True)
-class NamedFunction:
+class ExpressionFunction:
     """A function of one or two numbers."""
 
     op: Op
@@ -139,14 +139,14 @@ NAMES: dict[str, Name] = {
     ),
 }
 
-FUNCTIONS: dict[str, NamedFunction] = {
-    "abs": NamedFunction(Op.ABS, 1, "absolute value"),
-    "exp": NamedFunction(Op.EXP, 1, "e to the power of the number"),
-    "log": NamedFunction(Op.LOG, 1, "natural logarithm"),
-    "sqrt": NamedFunction(Op.SQRT, 1, "square root"),
-    "floor": NamedFunction(Op.FLOOR, 1, "the number rounded down"),
-    "min": NamedFunction(Op.MIN, 2, "the smaller of two numbers"),
-    "max": NamedFunction(Op.MAX, 2, "the larger of two numbers"),
+FUNCTIONS: dict[str, ExpressionFunction] = {
+    "abs": ExpressionFunction(Op.ABS, 1, "absolute value"),
+    "exp": ExpressionFunction(Op.EXP, 1, "e to the power of the number"),
+    "log": ExpressionFunction(Op.LOG, 1, "natural logarithm"),
+    "sqrt": ExpressionFunction(Op.SQRT, 1, "square root"),
+    "floor": ExpressionFunction(Op.FLOOR, 1, "the number rounded down"),
+    "min": ExpressionFunction(Op.MIN, 2, "the smaller of two numbers"),
+    "max": ExpressionFunction(Op.MAX, 2, "the larger of two numbers"),
 }
 
 OPERATORS = (  # from the weakest to the strongest

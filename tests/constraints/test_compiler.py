@@ -18,7 +18,7 @@ from llguidance import LLMatcher
 from jaxllama.constraints import compiler as compilers
 from jaxllama.constraints.compiler import Compiler
 from jaxllama.constraints.follower import AnswerFollower, CompiledConstraint
-from jaxllama.constraints.wanted import AnswerForm, read_form, schema_text, user_grammar
+from jaxllama.constraints.wanted import AnswerGrammar, read_form, schema_text, user_grammar
 from jaxllama.constraints.words import TokenBytes, limits
 from jaxllama.constraints.worker import GrammarWorker, TooCostly
 from jaxllama.errors import ConstraintTooCostly, GenerationFailed, InvalidParameter, NotReady
@@ -339,5 +339,5 @@ def test_a_schema_that_cannot_be_followed_is_refused_in_plain_words(compiler, sc
 def test_the_process_is_killed_when_it_takes_too_much(compiler: Compiler):
     alternatives = "|".join(f'"x{i}"' for i in range(60_000))
     with pytest.raises(InvalidParameter, match="grammar"):
-        compiler.compile(AnswerForm("grammar", f"start: {alternatives}"))
+        compiler.compile(AnswerGrammar("grammar", f"start: {alternatives}"))
     assert speak(compiled(compiler, regex="still"), random.Random(0)) == ("still", True)
