@@ -1,8 +1,8 @@
 """The operations that are worth a hand-written kernel, and the bodies that implement them.
 
 `plain/` defines every operation in JAX and runs everywhere; `cpu/` calls the C++ library, `gpu/`
-and `tpu/` have Pallas kernels. The name in `EngineConfig.kernels` picks a body once, when programs are built.
-Code outside this folder asks the `Body` for what it needs and never compares names.
+and `tpu/` have Pallas kernels. The name in `EngineConfig.kernels` picks a body once, when programs
+are built. Code outside this folder asks the `Body` for what it needs and never compares names.
 """
 
 import jax

@@ -1,8 +1,8 @@
 """Body: one implementation of the operations of a model, as a value.
 
-`plain/`, `cpu/`, `gpu/` and `tpu/` each define one; `kernels.BODIES` lists them. The types of what operations take
-and return live here too, so a body is written against this file alone. Knows no request, no
-sampler and no name of a weight.
+`plain/`, `cpu/`, `gpu/` and `tpu/` each define one; `kernels.BODIES` lists them. The types of the
+operations' arguments and results are here too, so a body is written against this file alone. Knows
+no request, no sampler and no name of a weight.
 """
 
 from collections.abc import Callable, Mapping, Sequence
