@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from jaxllama.engine.cached_blocks import BLOCK
 from jaxllama.service import GenerationService
 from jaxllama.service.served_models import ServedModels
-
-BLOCK = 16  # columns of the KV cache that one of vLLM's blocks stands for
 
 
 class RouterMetrics(Collector):
@@ -56,7 +55,8 @@ def gauges_of(service: GenerationService) -> Iterator[tuple[str, str, float, dic
     }
     for name, (words, value) in gauges.items():
         yield name, words, value, model
-    blocks = {"block_size": str(BLOCK), "num_gpu_blocks": str(slots * context // BLOCK)}
+    count = slots * -(-context // BLOCK)
+    blocks = {"block_size": str(BLOCK), "num_gpu_blocks": str(count)}
     yield "cache_config_info", "Size of the KV cache", 1.0, blocks
     if engine.adapters is not None:
         # A loaded adapter costs a request no loading, so all loaded ones count as running.

@@ -117,7 +117,7 @@ def test_vllms_names_are_served_when_asked():
             assert tuple(state[f"{name}{label}"] for name in names) == expected
         assert idle[f"vllm:kv_cache_usage_perc{label}"] == 0
         assert 0 < busy[f"vllm:kv_cache_usage_perc{label}"] < 1
-        size = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="32"}'
+        size = 'vllm:cache_config_info{block_size="64",num_gpu_blocks="8"}'
         assert idle[size] == 1
 
     scenario(body)
