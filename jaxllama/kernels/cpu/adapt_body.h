@@ -2,7 +2,7 @@
 // matmul_body.h, whose functions it uses.
 
 // Loads sixteen float16 numbers; numbers past the end are zero.
-inline F load_half_part(const uint16_t* from, int64_t left) {
+inline Vec load_half_part(const uint16_t* from, int64_t left) {
   if (left >= kHalf) return load_half(from);
   uint16_t part[kHalf] = {};
   for (int64_t each = 0; each < left; ++each) part[each] = from[each];
@@ -15,7 +15,7 @@ template <int N>
 inline void into_ranks(const uint16_t* a, const Rows& rows, const float* const (&x)[N],
                        const float (&root)[N], int64_t lanes, const float (&scale)[N],
                        float* const (&ranks)[N]) {
-  F sums[N][4];
+  Vec sums[N][4];
   UNROLL for (int r = 0; r < N; ++r) {
     UNROLL for (int turn = 0; turn < 4; ++turn) sums[r][turn] = zero();
   }
@@ -25,7 +25,7 @@ inline void into_ranks(const uint16_t* a, const Rows& rows, const float* const (
     const int64_t left = rows.width - k < kHalf ? rows.width - k : kHalf;
     if (left == kHalf) {
       UNROLL for (int each = 0; each < kHalf; ++each) {
-        const F weight = load_half(a + (k + each) * lanes);
+        const Vec weight = load_half(a + (k + each) * lanes);
         UNROLL for (int r = 0; r < N; ++r) {
           sums[r][each % 4] = fma(set(inputs[r][each]), weight, sums[r][each % 4]);
         }
@@ -33,14 +33,14 @@ inline void into_ranks(const uint16_t* a, const Rows& rows, const float* const (
       continue;
     }
     for (int64_t each = 0; each < left; ++each) {
-      const F weight = load_half(a + (k + each) * lanes);
+      const Vec weight = load_half(a + (k + each) * lanes);
       UNROLL for (int r = 0; r < N; ++r) {
         sums[r][each % 4] = fma(set(inputs[r][each]), weight, sums[r][each % 4]);
       }
     }
   }
   UNROLL for (int r = 0; r < N; ++r) {
-    const F total = add(add(sums[r][0], sums[r][1]), add(sums[r][2], sums[r][3]));
+    const Vec total = add(add(sums[r][0], sums[r][1]), add(sums[r][2], sums[r][3]));
     store(ranks[r], mul(total, set(scale[r])));
   }
 }
@@ -52,17 +52,17 @@ inline void out_of_ranks(const uint16_t* b, const float* const (&ranks)[N], int6
   constexpr int kVectors = 4;
   int64_t at = 0;
   for (; at + kVectors * kHalf <= outward; at += kVectors * kHalf) {
-    F sums[N][kVectors];
+    Vec sums[N][kVectors];
     UNROLL for (int r = 0; r < N; ++r) {
       UNROLL for (int v = 0; v < kVectors; ++v) sums[r][v] = zero();
     }
     for (int64_t each = 0; each < rank; ++each) {
-      F weights[kVectors];
+      Vec weights[kVectors];
       UNROLL for (int v = 0; v < kVectors; ++v) {
         weights[v] = load_half(b + each * outward + at + v * kHalf);
       }
       UNROLL for (int r = 0; r < N; ++r) {
-        const F one = set(ranks[r][each]);
+        const Vec one = set(ranks[r][each]);
         UNROLL for (int v = 0; v < kVectors; ++v) sums[r][v] = fma(one, weights[v], sums[r][v]);
       }
     }
@@ -72,9 +72,9 @@ inline void out_of_ranks(const uint16_t* b, const float* const (&ranks)[N], int6
   }
   for (; at < outward; at += kHalf) {
     UNROLL for (int r = 0; r < N; ++r) {
-      F total = zero();
+      Vec total = zero();
       for (int64_t each = 0; each < rank; ++each) {
-        const F weight = load_half_part(b + each * outward + at, outward - at);
+        const Vec weight = load_half_part(b + each * outward + at, outward - at);
         total = fma(set(ranks[r][each]), weight, total);
       }
       store_part(y[r] + at, total, outward - at);

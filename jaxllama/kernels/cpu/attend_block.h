@@ -22,7 +22,7 @@ void score(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& ti
     for (std::int64_t i = 0; i < queries; ++i) {
       float* row = tile.scores + i * BLOCK + at;
       for (std::int64_t j = 0; j < places; j += WIDTH) {
-        store(row + j, multiply(load(row + j), load(tile.key_scales + at + j)));
+        store(row + j, mul(load(row + j), load(tile.key_scales + at + j)));
       }
     }
   }
@@ -45,13 +45,13 @@ Share weigh(float* scores, std::int64_t low, std::int64_t high, const float* sca
   const float best = highest(top);
   Vec total = set(0.0f);
   for (std::int64_t j = begin; j < end; j += TWO) {
-    Vec one = exp2_of(subtract(load(scores + j), set(best)));
-    Vec two = exp2_of(subtract(load(scores + j + WIDTH), set(best)));
+    Vec one = exp2_of(sub(load(scores + j), set(best)));
+    Vec two = exp2_of(sub(load(scores + j + WIDTH), set(best)));
     total = add(total, add(one, two));
     if (scales != nullptr) {
       // The scale of a masked column may be NaN, and NaN times zero is NaN.
-      one = keep(multiply(one, load(scales + j)), low - j, high - j, 0.0f);
-      two = keep(multiply(two, load(scales + j + WIDTH)), low - j - WIDTH, high - j - WIDTH, 0.0f);
+      one = keep(mul(one, load(scales + j)), low - j, high - j, 0.0f);
+      two = keep(mul(two, load(scales + j + WIDTH)), low - j - WIDTH, high - j - WIDTH, 0.0f);
     }
     Dot::put_weights(scores + Dot::weight_place(j), one, two);
   }
@@ -209,12 +209,12 @@ void mix(const Side<T>& side, std::int64_t block, const Sight& sight, Tile& tile
 inline void fold(Share& share, float* out, const Share& block, const float* mixed,
                  std::int64_t size) {
   const Vec top = larger(set(share.top), set(block.top));
-  const Vec fade = exp2_of(subtract(set(share.top), top));
-  const Vec weight = exp2_of(subtract(set(block.top), top));
+  const Vec fade = exp2_of(sub(set(share.top), top));
+  const Vec weight = exp2_of(sub(set(block.top), top));
   share.top = first(top);
-  share.total = first(fma(set(share.total), fade, multiply(set(block.total), weight)));
+  share.total = first(fma(set(share.total), fade, mul(set(block.total), weight)));
   for (std::int64_t i = 0; i < size; i += WIDTH) {
-    store(out + i, fma(load(out + i), fade, multiply(load(mixed + i), weight)));
+    store(out + i, fma(load(out + i), fade, mul(load(mixed + i), weight)));
   }
 }
 

@@ -1,12 +1,11 @@
 // Attention, written once for every instruction set.
 //
 // Included by attend_portable.cc, attend_avx2.cc and attend_avx512.cc after they have defined their
-// vectors: WIDTH, Vec, load, store, set, first, add, subtract, multiply, divide, fma, larger,
-// at_least, whole, times_power, keep, highest, sum, transpose, widen, and DotOf<T>::Dot. All code
-// is in an unnamed namespace: the linker must never replace the copy of one instruction set by that
-// of another. For the same reason the standard library is used only where it generates no
-// functions. Compiled with -ffp-contract=off: only an explicit `fma` rounds a product and a sum
-// together.
+// vectors: WIDTH, Vec, load, store, set, first, add, sub, mul, divide, fma, larger, at_least,
+// round_even, times_power, keep, highest, sum, transpose, widen, and DotOf<T>::Dot. All code is in
+// an unnamed namespace: the linker must never replace the copy of one instruction set by that of
+// another. For the same reason the standard library is used only where it generates no functions.
+// Compiled with -ffp-contract=off: only an explicit `fma` rounds a product and a sum together.
 //
 // This file has the parts of a call: of a decode step, and of a prompt. The rest is in the files that
 // it includes, in this order.
@@ -33,7 +32,7 @@ inline std::int64_t clamp(std::int64_t x, std::int64_t low, std::int64_t high) {
 // Computes 2^x for x <= 0: 0 below 2^-150; NaN stays NaN.
 inline Vec exp2_of(Vec x) {
   x = at_least(x, -200.0f);
-  const Vec power = whole(x), rest = subtract(x, power);
+  const Vec power = round_even(x), rest = sub(x, power);
   // The minimax polynomial of this degree on -0.5..0.5; its error is at most 2e-7.
   Vec y = set(1.327647245e-3f);
   y = fma(y, rest, set(9.675540961e-3f));

@@ -23,8 +23,8 @@ inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
 inline Vec set(float x) { return Vec{x, x, x, x}; }
 inline float first(Vec x) { return x[0]; }
 inline Vec add(Vec a, Vec b) { return a + b; }
-inline Vec subtract(Vec a, Vec b) { return a - b; }
-inline Vec multiply(Vec a, Vec b) { return a * b; }
+inline Vec sub(Vec a, Vec b) { return a - b; }
+inline Vec mul(Vec a, Vec b) { return a * b; }
 inline Vec divide(Vec a, Vec b) { return a / b; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec select(Mask chosen, Vec yes, Vec no) {
@@ -35,7 +35,7 @@ inline Vec select(Mask chosen, Vec yes, Vec no) {
 inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
 inline Vec at_least(Vec x, float low) { return select(x < set(low), set(low), x); }
 // Rounds to the nearest integer; correct for magnitudes below 2^22.
-inline Vec whole(Vec x) { return (x + set(12582912.0f)) - set(12582912.0f); }
+inline Vec round_even(Vec x) { return (x + set(12582912.0f)) - set(12582912.0f); }
 inline Vec times_power(Vec x, Vec power) {
   const Mask low = power < set(-126.0f);
   Mask bits;  // 2^power, built in the exponent

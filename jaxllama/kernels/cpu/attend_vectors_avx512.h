@@ -1,26 +1,12 @@
-// Vectors of sixteen floats with AVX-512, for attention.
+// Vectors of sixteen floats with AVX-512: what only attention needs.
 //
 // Included by attend_avx512.cc and attend_amx.cc inside their own unnamed namespaces: see isa.h.
 
-constexpr int WIDTH = 16;
+#include "vectors_avx512.h"
+
 constexpr int TILE_VECTORS = 4;  // with six rows: twenty-four sums, in thirty-two registers
 
-using Vec = __m512;
-
-inline Vec load(const float* from) { return _mm512_loadu_ps(from); }
-inline void store(float* to, Vec x) { _mm512_storeu_ps(to, x); }
-inline Vec set(float x) { return _mm512_set1_ps(x); }
 inline float first(Vec x) { return _mm512_cvtss_f32(x); }
-inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
-inline Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
-inline Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
-inline Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
-inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-// The larger number; if one is NaN, the second argument.
-inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-inline Vec at_least(Vec x, float low) { return _mm512_max_ps(set(low), x); }
-inline Vec whole(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
-inline Vec times_power(Vec x, Vec power) { return _mm512_scalef_ps(x, power); }
 // Keeps lanes from..to-1 of x and sets the others to `fill`.
 inline Vec keep(Vec x, std::int64_t from, std::int64_t to, float fill) {
   const auto below = [](std::int64_t lane) {
@@ -28,8 +14,6 @@ inline Vec keep(Vec x, std::int64_t from, std::int64_t to, float fill) {
   };
   return _mm512_mask_blend_ps(static_cast<__mmask16>(below(to) & ~below(from)), set(fill), x);
 }
-inline float highest(Vec x) { return _mm512_reduce_max_ps(x); }
-inline float sum(Vec x) { return _mm512_reduce_add_ps(x); }
 
 inline void transpose(Vec (&x)[WIDTH]) {
   Vec a[WIDTH], b[WIDTH];

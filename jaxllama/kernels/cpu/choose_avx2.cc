@@ -16,13 +16,13 @@ inline Vec load(const float* from) { return _mm256_loadu_ps(from); }
 inline void store(float* to, Vec x) { _mm256_storeu_ps(to, x); }
 inline Vec set(float x) { return _mm256_set1_ps(x); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
-inline Vec subtract(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
-inline Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 // The larger number; if one is NaN, the second argument.
 inline Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec at_least(Vec x, float low) { return _mm256_max_ps(set(low), x); }
-inline Vec whole(Vec x) {
+inline Vec round_even(Vec x) {
   return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 inline Vec times_power(Vec x, Vec power) {

@@ -7,25 +7,9 @@ namespace jaxllama {
 namespace avx512 {
 namespace {
 
-constexpr int WIDTH = 16;
+#include "vectors_avx512.h"
 
-using Vec = __m512;
 using Flags = __mmask16;
-
-inline Vec load(const float* from) { return _mm512_loadu_ps(from); }
-inline void store(float* to, Vec x) { _mm512_storeu_ps(to, x); }
-inline Vec set(float x) { return _mm512_set1_ps(x); }
-inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
-inline Vec subtract(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
-inline Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
-inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-// The larger number; if one is NaN, the second argument.
-inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-inline Vec at_least(Vec x, float low) { return _mm512_max_ps(set(low), x); }
-inline Vec whole(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT); }
-inline Vec times_power(Vec x, Vec power) { return _mm512_scalef_ps(x, power); }
-inline float highest(Vec x) { return _mm512_reduce_max_ps(x); }
-inline float sum(Vec x) { return _mm512_reduce_add_ps(x); }
 
 inline Flags no_flags() { return 0; }
 inline Flags note_unsound(Flags so_far, Vec x) {

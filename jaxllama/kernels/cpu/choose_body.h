@@ -1,10 +1,10 @@
 // The functions of ChooseBody, written once for every instruction set.
 //
 // Included by choose_portable.cc, choose_avx2.cc and choose_avx512.cc after they have defined their
-// vectors: WIDTH, Vec, Flags, load, set, add, subtract, multiply, fma, larger, at_least, whole,
-// times_power, highest, sum, no_flags, note_unsound, is_any, bits_at_least, bits_above, put_places. All
-// code is in an unnamed namespace, as isa.h requires. `best` is at least as large as any logit; if
-// `best` is NaN, results are NaN, but no memory access goes wrong.
+// vectors: WIDTH, Vec, Flags, load, set, add, sub, mul, fma, larger, at_least, round_even,
+// times_power, highest, sum, no_flags, note_unsound, is_any, bits_at_least, bits_above, put_places.
+// All code is in an unnamed namespace, as isa.h requires. `best` is at least as large as any logit;
+// if `best` is NaN, results are NaN, but no memory access goes wrong.
 
 constexpr std::int64_t GROUP = CHOOSE_GROUP, SPAN = CHOOSE_SPAN;
 constexpr int SUMS = 4;  // parallel sums: a single one would wait for its previous addition
@@ -23,7 +23,7 @@ inline Vec load_some(const float* x, std::int64_t at, std::int64_t count) {
 // Computes 2^x for x <= 0; results below 2^-126 are 0.
 inline Vec exp2_of(Vec x) {
   x = at_least(x, -200.0f);
-  const Vec power = whole(x), rest = subtract(x, power);
+  const Vec power = round_even(x), rest = sub(x, power);
   // The minimax polynomial of this degree on -0.5..0.5; its error is at most 2e-7.
   Vec y = set(1.327647245e-3f);
   y = fma(y, rest, set(9.675540961e-3f));
@@ -60,7 +60,7 @@ std::int64_t find(const float* x, std::int64_t count, float value) {
 }
 
 inline Vec weight_of(Vec x, float best, float scale) {
-  return exp2_of(multiply(subtract(x, set(best)), set(scale)));
+  return exp2_of(mul(sub(x, set(best)), set(scale)));
 }
 
 void weigh(const float* x, std::int64_t count, float best, float scale, float* weights) {

@@ -20,8 +20,8 @@ inline Vec load(const float* from) {
 inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
 inline Vec set(float x) { return Vec{x, x, x, x}; }
 inline Vec add(Vec a, Vec b) { return a + b; }
-inline Vec subtract(Vec a, Vec b) { return a - b; }
-inline Vec multiply(Vec a, Vec b) { return a * b; }
+inline Vec sub(Vec a, Vec b) { return a - b; }
+inline Vec mul(Vec a, Vec b) { return a * b; }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec select(Flags chosen, Vec yes, Vec no) {
   return reinterpret_cast<Vec>((chosen & reinterpret_cast<Flags>(yes)) |
@@ -31,7 +31,7 @@ inline Vec select(Flags chosen, Vec yes, Vec no) {
 inline Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
 inline Vec at_least(Vec x, float low) { return select(x < set(low), set(low), x); }
 // Rounds to the nearest integer; correct for magnitudes below 2^22.
-inline Vec whole(Vec x) { return (x + set(12582912.0f)) - set(12582912.0f); }
+inline Vec round_even(Vec x) { return (x + set(12582912.0f)) - set(12582912.0f); }
 inline Vec times_power(Vec x, Vec power) {
   Flags bits;  // 2^power, built in the exponent
   for (int i = 0; i < WIDTH; ++i) {

@@ -7,7 +7,7 @@
 namespace jaxllama::amx {
 namespace {
 
-#include "vectors_avx512.h"
+#include "matmul_vectors_avx512.h"
 
 #include "amx_tiles.h"
 
@@ -28,7 +28,7 @@ INLINE __m512i codes_of(const uint8_t* codes, int i, int j, int h) {
 
 // Returns 2^bits + byte `b` of each output: the byte becomes the first bits of a mantissa.
 template <int bits, int b>
-INLINE F lifted(__m512i codes) {
+INLINE Vec lifted(__m512i codes) {
   constexpr int up = 23 - bits - 8 * b;
   constexpr int exponent = (127 + bits) << 23, mantissa = ((1 << bits) - 1) << (23 - bits);
   const __m512i moved = up >= 0 ? _mm512_slli_epi32(codes, static_cast<unsigned>(up))
@@ -38,7 +38,7 @@ INLINE F lifted(__m512i codes) {
   return _mm512_castsi512_ps(number);
 }
 
-INLINE void store_pairs(uint16_t* to, F even, F odd) {
+INLINE void store_pairs(uint16_t* to, Vec even, Vec odd) {
   const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd, even);  // all even ones first
   const __m512i order = _mm512_setr_epi32(
       0x100000, 0x110001, 0x120002, 0x130003, 0x140004, 0x150005, 0x160006, 0x170007, 0x180008,

@@ -34,10 +34,10 @@ size_t panel_bytes(const Weights& weights, const Bands& bands) {
 
 // Unpacks sixteen inputs of a block, for the sixteen outputs of half h.
 template <int bits>
-INLINE void unpack_part(const uint8_t* codes, int i, int h, F scale, F low, uint16_t* to) {
+INLINE void unpack_part(const uint8_t* codes, int i, int h, Vec scale, Vec low, uint16_t* to) {
   UNROLL for (int j = 0; j < 4; ++j) {
     const auto four = codes_of<bits>(codes, i, j, h);
-    F numbers[4];
+    Vec numbers[4];
     numbers[0] = fma(scale, lifted<bits, 0>(four), low);
     numbers[1] = fma(scale, lifted<bits, 1>(four), low);
     numbers[2] = fma(scale, lifted<bits, 2>(four), low);
@@ -55,20 +55,20 @@ SEPARATE void unpack_tile(const Weights& weights, int64_t tile, uint8_t* panel) 
   const int64_t groups = bits == 6 ? 2 * weights.blocks
                                    : (weights.blocks + weights.group - 1) / weights.group;
   const Scaler<scaling, minima> scaler(weights, tile, groups);
-  const F zero_code = set(-static_cast<float>((1 << bits) + (bits == 8 ? 128 : weights.zero)));
+  const Vec zero_code = set(-static_cast<float>((1 << bits) + (bits == 8 ? 128 : weights.zero)));
   const uint8_t* codes = weights.codes + tile * weights.blocks * static_cast<int64_t>(bytes);
   auto* to = reinterpret_cast<uint16_t*>(panel);
   for (int64_t block = 0; block < weights.blocks; ++block) {
     UNROLL for (size_t line = 0; line < bytes; line += 64) {
       __builtin_prefetch(codes + kAhead + line);
     }
-    F scale[2], minimum[2];
+    Vec scale[2], minimum[2];
     for (int i = 0; i < 2; ++i) {
       if (i < parts) {
         scaler.read(bits == 6 ? 2 * block + i : block / weights.group, scale, minimum);
       }
       for (int h = 0; h < 2; ++h) {
-        const F low = fma(scale[h], zero_code, minima ? minimum[h] : zero());
+        const Vec low = fma(scale[h], zero_code, minima ? minimum[h] : zero());
         unpack_part<bits>(codes, i, h, scale[h], low, to);
       }
     }

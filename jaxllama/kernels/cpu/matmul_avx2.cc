@@ -8,12 +8,12 @@
 namespace jaxllama::avx2 {
 namespace {
 
-struct F {
+struct Vec {
   __m256 a, b;
 };
 
 struct Pairs {
-  F even, odd;
+  Vec even, odd;
 };
 
 constexpr int kMostRows = 4;
@@ -21,23 +21,23 @@ constexpr int kZeroOfEight = 0;  // codes are converted back to signed
 constexpr float kLift = 0.0f;
 constexpr int32_t kLiftBits = 0;
 
-inline F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-inline F set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-inline F load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
-inline void store(float* to, F x) {
+inline Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline Vec set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Vec load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+inline void store(float* to, Vec x) {
   _mm256_storeu_ps(to, x.a);
   _mm256_storeu_ps(to + 8, x.b);
 }
-inline F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
-inline F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
-inline F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
-inline F divide(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
-inline F fma(F x, F y, F z) {
+inline Vec add(Vec x, Vec y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline Vec sub(Vec x, Vec y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline Vec mul(Vec x, Vec y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline Vec divide(Vec x, Vec y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline Vec fma(Vec x, Vec y, Vec z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
-inline F scaled(F sum, Scale scale) { return mul(sum, set(scale.by)); }
+inline Vec scaled(Vec sum, Scale scale) { return mul(sum, set(scale.by)); }
 
-inline float sum(F x) {
+inline float sum(Vec x) {
   const __m256 eight = _mm256_add_ps(x.a, x.b);
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   four = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -45,11 +45,11 @@ inline float sum(F x) {
 }
 
 // A NaN in x stays NaN.
-inline F at_least(float low, F x) {
+inline Vec at_least(Vec x, float low) {
   return {_mm256_max_ps(_mm256_set1_ps(low), x.a), _mm256_max_ps(_mm256_set1_ps(low), x.b)};
 }
 
-inline F round_even(F x) {
+inline Vec round_even(Vec x) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(x.a, nearest), _mm256_round_ps(x.b, nearest)};
 }
@@ -59,7 +59,7 @@ inline __m256 power_of_two(__m256 power) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
 
-inline F times_power(F x, F power) {
+inline Vec times_power(Vec x, Vec power) {
   return {_mm256_mul_ps(x.a, power_of_two(power.a)), _mm256_mul_ps(x.b, power_of_two(power.b))};
 }
 
@@ -70,24 +70,24 @@ inline __m256i load_bits(const void* from) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
 
-inline F load_half(const uint16_t* from) {
+inline Vec load_half(const uint16_t* from) {
   return {_mm256_cvtph_ps(load_sixteen(from)), _mm256_cvtph_ps(load_sixteen(from + 8))};
 }
 
-inline F load_bytes(const uint8_t* from) {
+inline Vec load_bytes(const uint8_t* from) {
   const __m128i bytes = load_sixteen(from);
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
           _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
-inline F load_signed(const uint8_t* from) {
+inline Vec load_signed(const uint8_t* from) {
   const __m128i bytes = load_sixteen(from);
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
 // Extracts some bits of each of sixteen words and subtracts `zero`.
-inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
+inline Vec some_bits(const uint8_t* from, int shift, int zero, int mask) {
   const auto eight = [&](const uint8_t* at) {
     const __m256i words = _mm256_srl_epi32(load_bits(at), _mm_cvtsi32_si128(shift));
     const __m256i kept = _mm256_and_si256(words, _mm256_set1_epi32(mask));
@@ -101,7 +101,7 @@ inline __m256i magnitude(__m256 x) {
 }
 
 // Compares magnitudes as integers, so that a NaN is larger than every number.
-inline float largest_magnitude(F x, F y) {
+inline float largest_magnitude(Vec x, Vec y) {
   const __m256i eight = _mm256_max_epi32(_mm256_max_epi32(magnitude(x.a), magnitude(x.b)),
                                          _mm256_max_epi32(magnitude(y.a), magnitude(y.b)));
   __m128i four =
@@ -112,8 +112,8 @@ inline float largest_magnitude(F x, F y) {
 }
 
 // Multiplies thirty-two numbers by `factor`, rounds them to bytes and returns the sum of the bytes.
-inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
-  const F &x = block[0], &y = block[1];
+inline int32_t round_block(const Vec (&block)[2], float factor, int8_t* to) {
+  const Vec &x = block[0], &y = block[1];
   const __m256 by = _mm256_set1_ps(factor);
   const __m256i parts[4] = {_mm256_cvtps_epi32(_mm256_mul_ps(x.a, by)),
                             _mm256_cvtps_epi32(_mm256_mul_ps(x.b, by)),
@@ -131,7 +131,7 @@ inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
   return total;
 }
 
-inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
+inline void quantise(const Vec (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
   for (int b = 0; b < kAtOnce; ++b) {
     const float largest = largest_magnitude(blocks[b][0], blocks[b][1]);
     scales[b] = largest <= kLargest ? largest / kLargestCode : __builtin_nanf("");
@@ -157,7 +157,7 @@ inline __m256i narrow(__m256 x) {
       _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(is_nan)), 16);
 }
 
-inline void store_narrow(uint16_t* to, F x, F y) {
+inline void store_narrow(uint16_t* to, Vec x, Vec y) {
   const __m256 parts[4] = {x.a, x.b, y.a, y.b};
   for (int each = 0; each < 4; ++each) {
     const __m256i wide = narrow(parts[each]);
@@ -190,7 +190,7 @@ inline Pairs set_pair(const uint16_t* from) {
   return {{even_of(x), even_of(x)}, {odd_of(x), odd_of(x)}};
 }
 
-inline F dot_pairs(const Pairs& w, const Pairs& x, F sum) {
+inline Vec dot_pairs(const Pairs& w, const Pairs& x, Vec sum) {
   return fma(w.even, x.even, fma(w.odd, x.odd, sum));
 }
 
@@ -272,20 +272,20 @@ INLINE void add_half(const uint8_t* codes, const int8_t* inputs, __m256i (&acc)[
 
 template <int bits, int half, int N>
 INLINE void half_dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts,
-                      F (&out)[N][2]) {
+                      Vec (&out)[N][2]) {
   UNROLL for (int eighth = 0; eighth < 4; ++eighth) {
     __m256i acc[N];
     UNROLL for (int r = 0; r < N; ++r) acc[r] = _mm256_set1_epi32(starts[r]);
     add_half<bits, half>(codes + eighth * 32, inputs, acc);
     UNROLL for (int r = 0; r < N; ++r) {
-      F& lanes = out[r][eighth / 2];
+      Vec& lanes = out[r][eighth / 2];
       (eighth % 2 == 0 ? lanes.a : lanes.b) = _mm256_cvtepi32_ps(acc[r]);
     }
   }
 }
 
 template <int bits, int N>
-INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, F (&out)[N][2]) {
+INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, Vec (&out)[N][2]) {
   UNROLL for (int eighth = 0; eighth < 4; ++eighth) {
     __m256i acc[N];
     UNROLL for (int r = 0; r < N; ++r) acc[r] = _mm256_set1_epi32(starts[r]);
@@ -298,7 +298,7 @@ INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* star
       byte_dots<N>(codes + eighth * 32, inputs, acc);
     }
     UNROLL for (int r = 0; r < N; ++r) {
-      F& lanes = out[r][eighth / 2];
+      Vec& lanes = out[r][eighth / 2];
       (eighth % 2 == 0 ? lanes.a : lanes.b) = _mm256_cvtepi32_ps(acc[r]);
     }
   }

@@ -8,7 +8,7 @@
 namespace jaxllama::avx512 {
 namespace {
 
-#include "vectors_avx512.h"
+#include "matmul_vectors_avx512.h"
 
 using Pairs = __m512bh;
 
@@ -19,17 +19,17 @@ constexpr float kLift = 12582912.0f;
 constexpr int32_t kLiftBits = 0x4b400000;
 
 // Returns sum * scale, rounded once: scales have so few bits that their lift is exact.
-inline F scaled(F sum, Scale scale) { return fma(sum, set(scale.by), set(scale.lift)); }
+inline Vec scaled(Vec sum, Scale scale) { return fma(sum, set(scale.by), set(scale.lift)); }
 
 // Extracts some bits of each of sixteen words and subtracts `zero`.
-inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
+inline Vec some_bits(const uint8_t* from, int shift, int zero, int mask) {
   const __m512i words = _mm512_srl_epi32(_mm512_loadu_si512(from), _mm_cvtsi32_si128(shift));
   const __m512i kept = _mm512_and_si512(words, _mm512_set1_epi32(mask));
   return _mm512_cvtepi32_ps(_mm512_sub_epi32(kept, _mm512_set1_epi32(zero)));
 }
 
 // Returns the larger magnitude per lane, compared as integers: NaN is larger than every number.
-inline __m512i largest_of(const F (&block)[2]) {
+inline __m512i largest_of(const Vec (&block)[2]) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   return _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(block[0]), magnitude),
                           _mm512_and_si512(_mm512_castps_si512(block[1]), magnitude));
@@ -46,7 +46,7 @@ inline __m512i largest_lanes(__m512i a, __m512i b, __m512i c, __m512i d) {
 
 // Packs two blocks to bytes, in the word order of the packing instructions: quarter q has words q
 // and q + 4 of the first block, then of the second.
-inline __m512i pack_pair(const F (&first)[2], __m512 by_first, const F (&second)[2],
+inline __m512i pack_pair(const Vec (&first)[2], __m512 by_first, const Vec (&second)[2],
                          __m512 by_second) {
   const __m512i a = _mm512_packs_epi32(_mm512_cvtps_epi32(mul(first[0], by_first)),
                                        _mm512_cvtps_epi32(mul(first[1], by_first)));
@@ -62,7 +62,7 @@ inline __m128 short_or_nan(__m128 scales, __m128 largest) {
   return _mm_mask_and_ps(_mm_set1_ps(__builtin_nanf("")), sound, scales, few_bits);
 }
 
-inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
+inline void quantise(const Vec (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
   const __m512i bits = largest_lanes(largest_of(blocks[0]), largest_of(blocks[1]),
                                      largest_of(blocks[2]), largest_of(blocks[3]));
   const __m512 largest = _mm512_castsi512_ps(bits);
@@ -96,7 +96,7 @@ inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales
   _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), _mm512_castsi512_si128(x));
 }
 
-inline void store_narrow(uint16_t* to, F a, F b) {
+inline void store_narrow(uint16_t* to, Vec a, Vec b) {
   const __m512bh pairs = _mm512_cvtne2ps_pbh(b, a);
   __builtin_memcpy(to, &pairs, sizeof pairs);
 }
@@ -114,7 +114,7 @@ inline __m512i broadcast_four(const void* from) {
 }
 
 inline Pairs set_pair(const uint16_t* from) { return (Pairs)broadcast_four(from); }
-inline F dot_pairs(Pairs w, Pairs x, F sum) { return _mm512_dpbf16_ps(sum, w, x); }
+inline Vec dot_pairs(Pairs w, Pairs x, Vec sum) { return _mm512_dpbf16_ps(sum, w, x); }
 
 // Shifts bytes by some bits, left if `by` is positive. The caller masks bits that crossed into a
 // neighbouring byte.
@@ -155,7 +155,7 @@ INLINE void add_half(const uint8_t* codes, const int8_t* inputs, __m512i (&acc)[
 
 template <int bits, int half, int N>
 INLINE void half_dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts,
-                      F (&out)[N][2]) {
+                      Vec (&out)[N][2]) {
   __m512i acc[N][2];
   UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = _mm512_set1_epi32(starts[r]);
   add_half<bits, half>(codes, inputs, acc);
@@ -166,7 +166,7 @@ INLINE void half_dots(const uint8_t* codes, const int8_t* inputs, const int32_t*
 }
 
 template <int bits, int N>
-INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, F (&out)[N][2]) {
+INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, Vec (&out)[N][2]) {
   __m512i acc[N][2];
   UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = _mm512_set1_epi32(starts[r]);
   if constexpr (bits == 4) {

@@ -1,6 +1,6 @@
 // The matmul kernels, written once over the sixteen-lane vectors of an instruction set.
 //
-// Included by matmul_<isa>.cc inside its namespace, after the vector type `F` and its operations are
+// Included by matmul_<isa>.cc inside its namespace, after the vector type `Vec` and its operations are
 // defined; nothing here is visible elsewhere. `dots<bits, N>` multiplies one block of codes with N
 // rows, exactly, in integers that start at kLiftBits; `half_dots<bits, half, N>` multiplies sixteen
 // inputs of a block; `scaled` converts the sums to numbers. kMostRows depends on the registers. All

@@ -30,13 +30,13 @@ Codes codes_of(const uint8_t* codes, int i, int j, int h) {
 
 // Returns 2^bits + byte `b` of each output.
 template <int bits, int b>
-F lifted(const Codes& codes) {
-  F y;
+Vec lifted(const Codes& codes) {
+  Vec y;
   LANES y.v[i] = static_cast<float>((1 << bits) + codes.bytes[i][b]);
   return y;
 }
 
-void store_pairs(uint16_t* to, const F& even, const F& odd) {
+void store_pairs(uint16_t* to, const Vec& even, const Vec& odd) {
   LANES {
     to[2 * i] = narrow(even.v[i]);
     to[2 * i + 1] = narrow(odd.v[i]);

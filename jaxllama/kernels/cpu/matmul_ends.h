@@ -3,7 +3,7 @@
 // Included by matmul_body.h and matmul_amx_body.h.
 
 // Loads sixteen numbers of a row; numbers past its end are zero.
-inline F load_part(const float* from, int64_t left) {
+inline Vec load_part(const float* from, int64_t left) {
   if (left >= kHalf) return load(from);
   float part[kHalf] = {};
   for (int64_t each = 0; each < left; ++each) part[each] = from[each];
@@ -11,7 +11,7 @@ inline F load_part(const float* from, int64_t left) {
 }
 
 // Stores the first `left` of sixteen numbers, or all.
-inline void store_part(float* to, F value, int64_t left) {
+inline void store_part(float* to, Vec value, int64_t left) {
   if (left >= kHalf) {
     store(to, value);
     return;

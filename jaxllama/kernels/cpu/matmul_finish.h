@@ -6,12 +6,12 @@
 constexpr float kLowest = -87.0f;
 
 // Computes e^-x for x of at least kLowest to a few units in the last place; never below e^-87.
-inline F exponential_of_minus(F x) {
-  x = at_least(kLowest, sub(zero(), x));
-  const F whole = round_even(mul(x, set(1.44269504f)));
-  F rest = fma(whole, set(-0.693359375f), x);
+inline Vec exponential_of_minus(Vec x) {
+  x = at_least(sub(zero(), x), kLowest);
+  const Vec whole = round_even(mul(x, set(1.44269504f)));
+  Vec rest = fma(whole, set(-0.693359375f), x);
   rest = fma(whole, set(2.12194440e-4f), rest);
-  F p = set(1.9875691500e-4f);
+  Vec p = set(1.9875691500e-4f);
   p = fma(p, rest, set(1.3981999507e-3f));
   p = fma(p, rest, set(8.3334519073e-3f));
   p = fma(p, rest, set(4.1665795894e-2f));
@@ -21,19 +21,19 @@ inline F exponential_of_minus(F x) {
   return times_power(p, whole);
 }
 
-inline F swiglu(F gate, F value) {
-  gate = at_least(kLowest, gate);
+inline Vec swiglu(Vec gate, Vec value) {
+  gate = at_least(gate, kLowest);
   return mul(divide(gate, add(set(1.0f), exponential_of_minus(gate))), value);
 }
 
 // Adds sixteen numbers of the residual of a row, if there is one.
-inline F with_residual(const Finish& finish, int64_t row, int64_t at, int64_t left, F value) {
+inline Vec with_residual(const Finish& finish, int64_t row, int64_t at, int64_t left, Vec value) {
   if (finish.residual == nullptr) return value;
   return add(load_part(finish.residual + row * added_width(finish) + at, left), value);
 }
 
 // Writes sixteen finished outputs of a row, from output `at` on.
-inline void put(const Finish& finish, int64_t row, int64_t at, F value) {
+inline void put(const Finish& finish, int64_t row, int64_t at, Vec value) {
   const int64_t left = finish.outward - at;
   if (left <= 0) return;
   store_part(finish.y + row * finish.outward + at, with_residual(finish, row, at, left, value),
@@ -41,7 +41,7 @@ inline void put(const Finish& finish, int64_t row, int64_t at, F value) {
 }
 
 // Writes sixteen outputs of a gated feed-forward.
-inline void put_gated(const Finish& finish, int64_t row, int64_t at, F gate, F value) {
+inline void put_gated(const Finish& finish, int64_t row, int64_t at, Vec gate, Vec value) {
   const int64_t left = finish.outward - at;
   if (left <= 0) return;
   gate = with_residual(finish, row, at, left, gate);
@@ -50,7 +50,7 @@ inline void put_gated(const Finish& finish, int64_t row, int64_t at, F gate, F v
 }
 
 // Finishes the two halves of a tile of outputs of one row.
-inline void finish_row(const Finish& finish, int64_t tile, int64_t row, F first, F second) {
+inline void finish_row(const Finish& finish, int64_t tile, int64_t row, Vec first, Vec second) {
   const int64_t at = tile * kTile;
   if (finish.bias != nullptr) {
     first = add(first, load(finish.bias + at));

@@ -10,7 +10,7 @@ namespace {
 #include "vectors_portable.h"
 
 struct Pairs {
-  F even, odd;
+  Vec even, odd;
 };
 
 constexpr int kMostRows = 1;
@@ -18,17 +18,17 @@ constexpr int kZeroOfEight = 128;
 constexpr float kLift = 0.0f;
 constexpr int32_t kLiftBits = 0;
 
-inline F scaled(const F& sum, Scale scale) { return mul(sum, set(scale.by)); }
+inline Vec scaled(const Vec& sum, Scale scale) { return mul(sum, set(scale.by)); }
 
 // Extracts some bits of each of sixteen words and subtracts `zero`.
-inline F some_bits(const uint8_t* from, int shift, int zero, int mask) {
-  F y;
+inline Vec some_bits(const uint8_t* from, int shift, int zero, int mask) {
+  Vec y;
   LANES y.v[i] = static_cast<float>(((from[4 * i + shift / 8] >> shift % 8) & mask) - zero);
   return y;
 }
 
 // Compares magnitudes as integers, so that a NaN is larger than every number.
-inline float largest_magnitude(const F& x, const F& y) {
+inline float largest_magnitude(const Vec& x, const Vec& y) {
   uint32_t largest = 0;
   LANES {
     const uint32_t a = bits_of(x.v[i]) & 0x7fffffff, b = bits_of(y.v[i]) & 0x7fffffff;
@@ -39,8 +39,8 @@ inline float largest_magnitude(const F& x, const F& y) {
 }
 
 // Multiplies thirty-two numbers by `factor`, rounds them to bytes and returns the sum of the bytes.
-inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
-  const F &x = block[0], &y = block[1];
+inline int32_t round_block(const Vec (&block)[2], float factor, int8_t* to) {
+  const Vec &x = block[0], &y = block[1];
   int32_t total = 0;
   LANES {
     to[i] = static_cast<int8_t>((x.v[i] * factor + kPush) - kPush);
@@ -50,7 +50,7 @@ inline int32_t round_block(const F (&block)[2], float factor, int8_t* to) {
   return total;
 }
 
-inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
+inline void quantise(const Vec (&blocks)[kAtOnce][2], int8_t* bytes, float* scales, int32_t* sums) {
   for (int b = 0; b < kAtOnce; ++b) {
     const float largest = largest_magnitude(blocks[b][0], blocks[b][1]);
     scales[b] = largest <= kLargest ? largest / kLargestCode : __builtin_nanf("");
@@ -64,7 +64,7 @@ inline void quantise(const F (&blocks)[kAtOnce][2], int8_t* bytes, float* scales
   }
 }
 
-inline void store_narrow(uint16_t* to, const F& x, const F& y) {
+inline void store_narrow(uint16_t* to, const Vec& x, const Vec& y) {
   LANES {
     to[i] = narrow(x.v[i]);
     to[i + kHalf] = narrow(y.v[i]);
@@ -82,7 +82,7 @@ inline Pairs load_pairs(const uint16_t* from) {
 
 inline Pairs set_pair(const uint16_t* from) { return {set(widen_bfloat(from[0])), set(widen_bfloat(from[1]))}; }
 
-inline F dot_pairs(const Pairs& w, const Pairs& x, const F& sum) {
+inline Vec dot_pairs(const Pairs& w, const Pairs& x, const Vec& sum) {
   return fma(w.even, x.even, fma(w.odd, x.odd, sum));
 }
 
@@ -112,7 +112,7 @@ INLINE void add_half(const uint8_t* codes, const int8_t* x, int h, int32_t (&acc
 
 template <int bits, int half, int N>
 INLINE void half_dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts,
-                      F (&out)[N][2]) {
+                      Vec (&out)[N][2]) {
   for (int r = 0; r < N; ++r) {
     for (int h = 0; h < 2; ++h) {
       int32_t acc[kHalf];
@@ -124,7 +124,7 @@ INLINE void half_dots(const uint8_t* codes, const int8_t* inputs, const int32_t*
 }
 
 template <int bits, int N>
-INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, F (&out)[N][2]) {
+INLINE void dots(const uint8_t* codes, const int8_t* inputs, const int32_t* starts, Vec (&out)[N][2]) {
   for (int r = 0; r < N; ++r) {
     const int8_t* x = inputs + r * kBlock;
     for (int h = 0; h < 2; ++h) {

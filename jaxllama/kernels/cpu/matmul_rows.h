@@ -3,16 +3,16 @@
 // Included by matmul_body.h.
 
 inline float inverse_root(const Rows& rows, const float* x) {
-  F squares[4] = {zero(), zero(), zero(), zero()};
+  Vec squares[4] = {zero(), zero(), zero(), zero()};
   int64_t start = 0;
   for (; start + 4 * kHalf <= rows.width; start += 4 * kHalf) {
     UNROLL for (int each = 0; each < 4; ++each) {
-      const F part = load(x + start + each * kHalf);
+      const Vec part = load(x + start + each * kHalf);
       squares[each] = fma(part, part, squares[each]);
     }
   }
   for (; start < rows.width; start += kHalf) {
-    const F part = load_part(x + start, rows.width - start);
+    const Vec part = load_part(x + start, rows.width - start);
     squares[0] = fma(part, part, squares[0]);
   }
   const float total = sum(add(add(squares[0], squares[1]), add(squares[2], squares[3])));
@@ -20,11 +20,11 @@ inline float inverse_root(const Rows& rows, const float* x) {
 }
 
 // Reads sixteen inputs of a row: normed, in the order of W, zero past the end.
-inline F read_inputs(const Rows& rows, const float* x, float root, int64_t k) {
+inline Vec read_inputs(const Rows& rows, const float* x, float root, int64_t k) {
   const int64_t left = rows.width - k;
   if (left <= 0) return zero();
   if (rows.order == nullptr) {
-    const F part = load_part(x + k, left);
+    const Vec part = load_part(x + k, left);
     if (rows.norm == nullptr) return part;
     return mul(mul(part, set(root)), load_part(rows.norm + k, left));
   }
@@ -39,7 +39,7 @@ inline F read_inputs(const Rows& rows, const float* x, float root, int64_t k) {
 // Reads some blocks of a row. The usual case, complete blocks in order, has no branches.
 template <int count>
 inline void read_blocks(const Rows& rows, const float* x, float root, int64_t start,
-                        F (&blocks)[count][2]) {
+                        Vec (&blocks)[count][2]) {
   if (rows.order != nullptr || start + count * kBlock > rows.width) {
     for (int h = 0; h < 2 * count; ++h) {
       blocks[h / 2][h % 2] = read_inputs(rows, x, root, start + h * kHalf);
@@ -49,18 +49,18 @@ inline void read_blocks(const Rows& rows, const float* x, float root, int64_t st
   UNROLL for (int h = 0; h < 2 * count; ++h) blocks[h / 2][h % 2] = load(x + start + h * kHalf);
   if (rows.norm == nullptr) return;
   UNROLL for (int h = 0; h < 2 * count; ++h) {
-    const F weight = load(rows.norm + start + h * kHalf);
+    const Vec weight = load(rows.norm + start + h * kHalf);
     blocks[h / 2][h % 2] = mul(mul(blocks[h / 2][h % 2], set(root)), weight);
   }
 }
 
 // Returns the root mean square of the inputs of a row.
 inline float usual_size(const Rows& rows, const float* x, float root) {
-  F squares[2] = {zero(), zero()};
+  Vec squares[2] = {zero(), zero()};
   for (int64_t start = 0; start < rows.width; start += kBlock) {
     UNROLL for (int h = 0; h < 2; ++h) {
       const int64_t at = start + h * kHalf, left = rows.width - at;
-      F part = load_part(x + at, left);
+      Vec part = load_part(x + at, left);
       if (rows.norm != nullptr) part = mul(part, load_part(rows.norm + at, left));
       squares[h] = fma(part, part, squares[h]);
     }
@@ -70,7 +70,7 @@ inline float usual_size(const Rows& rows, const float* x, float root) {
 }
 
 // Sets the largest input of a block to zero; returns its place and value.
-inline Apart take_apart(F (&block)[2]) {
+inline Apart take_apart(Vec (&block)[2]) {
   float inputs[kBlock];
   for (int h = 0; h < 2; ++h) store(inputs + h * kHalf, block[h]);
   int place = 0;
@@ -109,7 +109,7 @@ inline void prepare_packed(const Weights& weights, const Rows& rows, const Prepa
     const float most = kTowers / kLargestCode * usual_size(rows, x, root);  // of a scale
     float total = 0.0f;
     for (int64_t start = 0; start < blocks; start += kAtOnce) {
-      F part[kAtOnce][2];
+      Vec part[kAtOnce][2];
       read_blocks<kAtOnce>(rows, x, root, start * kBlock, part);
       float scale[kAtOnce];
       int32_t codes[kAtOnce];
@@ -155,9 +155,9 @@ inline void prepare_dense(const Weights& weights, const Rows& rows, const Prepar
     const float root = rows.norm == nullptr ? 1.0f : inverse_root(rows, x);
     for (int64_t block = 0; block < weights.blocks; ++block) {
       const int64_t at = (block * band.count + row) * kBlock;
-      F block_of[1][2];
+      Vec block_of[1][2];
       read_blocks<1>(rows, x, root, block * kBlock, block_of);
-      const F(&part)[2] = block_of[0];
+      const Vec(&part)[2] = block_of[0];
       if (narrow) {
         store_narrow(reinterpret_cast<uint16_t*>(inputs) + at, part[0], part[1]);
       } else {

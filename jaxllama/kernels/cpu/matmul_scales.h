@@ -11,7 +11,7 @@ struct Scaler {
   Scaler(const Weights& weights, int64_t tile, int64_t groups)
       : weights(weights), first(tile * groups) {}
 
-  void read(int64_t group, F (&scale)[2], F (&minimum)[2]) const {
+  void read(int64_t group, Vec (&scale)[2], Vec (&minimum)[2]) const {
     constexpr int kinds = minima ? 2 : 1;
     for (int h = 0; h < 2; ++h) {
       const int64_t at = (first + group) * kinds * kTile + h * kHalf;

@@ -3,7 +3,7 @@
 // Included by matmul_body.h.
 
 template <int N>
-using Sums = F[N][2];
+using Sums = Vec[N][2];
 
 // Adds the products of the outliers to the sums of a tile.
 template <int bits, Scales scaling, bool minima, int N>
@@ -13,10 +13,10 @@ SEPARATE void add_apart(const Weights& weights, const Scaler<scaling, minima>& s
     const int half = bits != 8 && apart->place >= kBlock / 2 ? 1 : 0;
     const int place = apart->place - half * kBlock / 2;
     const uint8_t* from = codes + apart->block * block_bytes(kind_of(bits));
-    F scale[2], minimum[2];
+    Vec scale[2], minimum[2];
     scaler.read(bits == 6 ? apart->block * 2 + half : apart->block / weights.group, scale, minimum);
     for (int h = 0; h < 2; ++h) {
-      F code = some_bits(from + place / 4 * 128 + h * 64, place % 4 * 8 + half * 4,
+      Vec code = some_bits(from + place / 4 * 128 + h * 64, place % 4 * 8 + half * 4,
                          bits == 8 ? 128 : weights.zero, bits == 8 ? 255 : 15);
       if constexpr (bits == 5) {
         const int at = place % 4 * 8 + half * 4 + place / 4;
@@ -26,7 +26,7 @@ SEPARATE void add_apart(const Weights& weights, const Scaler<scaling, minima>& s
         const int at = place % 4 * 8 + place / 4 * 2;
         code = fma(some_bits(from + kNibbles + half * 128 + h * 64, at, 0, 3), set(16.0f), code);
       }
-      F& sum = sums[apart->row][h];
+      Vec& sum = sums[apart->row][h];
       sum = fma(mul(scale[h], set(apart->x)), code, sum);
     }
   }
@@ -46,21 +46,21 @@ SEPARATE void multiply_packed(const Weights& weights, int64_t tile, const Prepar
   const float* totals = from.sums + local * groups;
   const Scaler<scaling, minima> scaler(weights, tile, groups);
 
-  F acc[N][2];
+  Vec acc[N][2];
   UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = zero();
   for (int64_t g = 0; g < groups; ++g) {
-    F part[N][2];
+    Vec part[N][2];
     UNROLL for (int r = 0; r < N; ++r) part[r][0] = part[r][1] = zero();
     int64_t left = single ? 1 : (g + 1) * group <= blocks ? group : blocks - g * group;
     for (; left > 0; --left) {
-      F dot[N][2];
+      Vec dot[N][2];
       UNROLL for (size_t line = 0; line < bytes; line += 64) {
         __builtin_prefetch(codes + kAhead + line);
       }
       dots<bits, N>(codes, inputs, starts, dot);
       UNROLL for (int r = 0; r < N; ++r) {
         UNROLL for (int h = 0; h < 2; ++h) {
-          const F found = scaled(dot[r][h], scales[r]);
+          const Vec found = scaled(dot[r][h], scales[r]);
           part[r][h] = single ? found : add(part[r][h], found);
         }
       }
@@ -69,7 +69,7 @@ SEPARATE void multiply_packed(const Weights& weights, int64_t tile, const Prepar
       scales += N;
       starts += N;
     }
-    F scale[2], minimum[2];
+    Vec scale[2], minimum[2];
     scaler.read(g, scale, minimum);
     UNROLL for (int r = 0; r < N; ++r) {
       UNROLL for (int h = 0; h < 2; ++h) {
@@ -98,10 +98,10 @@ SEPARATE void multiply_halves(const Weights& weights, int64_t tile, const Prepar
   const int32_t* starts = from.starts + local * blocks * 2;
   const Scaler<Scales::halves, false> scaler(weights, tile, blocks * 2);
 
-  F acc[N][2];
+  Vec acc[N][2];
   UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = zero();
-  const auto add_half = [&](int64_t half, F (&dot)[N][2]) {
-    F scale[2], minimum[2];
+  const auto add_half = [&](int64_t half, Vec (&dot)[N][2]) {
+    Vec scale[2], minimum[2];
     scaler.read(half, scale, minimum);
     UNROLL for (int r = 0; r < N; ++r) {
       UNROLL for (int h = 0; h < 2; ++h) {
@@ -110,7 +110,7 @@ SEPARATE void multiply_halves(const Weights& weights, int64_t tile, const Prepar
     }
   };
   for (int64_t block = 0; block < blocks; ++block) {
-    F dot[N][2];
+    Vec dot[N][2];
     UNROLL for (size_t line = 0; line < bytes; line += 64) {
       __builtin_prefetch(codes + kAhead + line);
     }
@@ -137,7 +137,7 @@ SEPARATE void multiply_dense(const Weights& weights, int64_t tile, const Prepare
   constexpr size_t bytes = block_bytes(kind);
   const uint8_t* numbers = weights.codes + tile * weights.blocks * bytes;
   const uint8_t* inputs = from.inputs + local * weights.blocks * kBlock * input_bytes(kind);
-  F acc[N][2];
+  Vec acc[N][2];
   UNROLL for (int r = 0; r < N; ++r) acc[r][0] = acc[r][1] = zero();
   for (int64_t block = 0; block < weights.blocks; ++block) {
     if constexpr (kind == Kind::bf16) {
@@ -158,7 +158,7 @@ SEPARATE void multiply_dense(const Weights& weights, int64_t tile, const Prepare
       for (int k = 0; k < kBlock; ++k) {
         const uint8_t* w = numbers + k * bytes / kBlock;
         __builtin_prefetch(w + kAhead);
-        F w0, w1;
+        Vec w0, w1;
         if constexpr (kind == Kind::f16) {
           w0 = load_half(reinterpret_cast<const uint16_t*>(w));
           w1 = load_half(reinterpret_cast<const uint16_t*>(w) + kHalf);
@@ -168,7 +168,7 @@ SEPARATE void multiply_dense(const Weights& weights, int64_t tile, const Prepare
           w1 = load(reinterpret_cast<const float*>(w) + kHalf);
         }
         UNROLL for (int r = 0; r < N; ++r) {
-          const F b = set(x[r * kBlock + k]);
+          const Vec b = set(x[r * kBlock + k]);
           acc[r][0] = fma(w0, b, acc[r][0]);
           acc[r][1] = fma(w1, b, acc[r][1]);
         }

@@ -7,49 +7,49 @@
 #define INLINE inline
 #define LANES for (int i = 0; i < kHalf; ++i)
 
-struct F {
+struct Vec {
   float v[kHalf];
 };
 
-inline F set(float x) {
-  F y;
+inline Vec set(float x) {
+  Vec y;
   LANES y.v[i] = x;
   return y;
 }
-inline F zero() { return set(0.0f); }
-inline F load(const float* from) {
-  F y;
+inline Vec zero() { return set(0.0f); }
+inline Vec load(const float* from) {
+  Vec y;
   LANES y.v[i] = from[i];
   return y;
 }
-inline void store(float* to, const F& x) { LANES to[i] = x.v[i]; }
-inline F add(F x, const F& y) {
+inline void store(float* to, const Vec& x) { LANES to[i] = x.v[i]; }
+inline Vec add(Vec x, const Vec& y) {
   LANES x.v[i] += y.v[i];
   return x;
 }
-inline F sub(F x, const F& y) {
+inline Vec sub(Vec x, const Vec& y) {
   LANES x.v[i] -= y.v[i];
   return x;
 }
-inline F mul(F x, const F& y) {
+inline Vec mul(Vec x, const Vec& y) {
   LANES x.v[i] *= y.v[i];
   return x;
 }
-inline F divide(F x, const F& y) {
+inline Vec divide(Vec x, const Vec& y) {
   LANES x.v[i] /= y.v[i];
   return x;
 }
-inline F fma(F x, const F& y, const F& z) {
+inline Vec fma(Vec x, const Vec& y, const Vec& z) {
   LANES x.v[i] = x.v[i] * y.v[i] + z.v[i];
   return x;
 }
-inline float sum(const F& x) {
+inline float sum(const Vec& x) {
   float total = 0.0f;
   LANES total += x.v[i];
   return total;
 }
 // A NaN in x stays NaN.
-inline F at_least(float low, F x) {
+inline Vec at_least(Vec x, float low) {
   LANES x.v[i] = x.v[i] < low ? low : x.v[i];
   return x;
 }
@@ -57,12 +57,12 @@ inline F at_least(float low, F x) {
 // Adding this number removes the fraction of a float; correct for magnitudes below 2^22.
 constexpr float kPush = 12582912.0f;
 
-inline F round_even(F x) {
+inline Vec round_even(Vec x) {
   LANES x.v[i] = (x.v[i] + kPush) - kPush;
   return x;
 }
 
-inline F times_power(F x, const F& power) {
+inline Vec times_power(Vec x, const Vec& power) {
   LANES {
     // If the power is NaN, x is NaN too and stays NaN.
     const int exponent = power.v[i] == power.v[i] ? static_cast<int>(power.v[i]) : 0;
@@ -71,20 +71,20 @@ inline F times_power(F x, const F& power) {
   return x;
 }
 
-inline F load_half(const uint16_t* from) {
-  F y;
+inline Vec load_half(const uint16_t* from) {
+  Vec y;
   LANES y.v[i] = widen_half(from[i]);
   return y;
 }
 
-inline F load_bytes(const uint8_t* from) {
-  F y;
+inline Vec load_bytes(const uint8_t* from) {
+  Vec y;
   LANES y.v[i] = static_cast<float>(from[i]);
   return y;
 }
 
-inline F load_signed(const uint8_t* from) {
-  F y;
+inline Vec load_signed(const uint8_t* from) {
+  Vec y;
   LANES y.v[i] = static_cast<float>(static_cast<int8_t>(from[i]));
   return y;
 }
