@@ -129,7 +129,7 @@ class Backlog(Protocol):
 
 @dataclass(frozen=True)
 class Pulse:
-    """Counts and times of the thread's steps; immutable, replaced after each step."""
+    """How many steps the engine thread has made, and when; replaced after each step."""
 
     steps: int = 0
     seconds: float = 0.0  # of all steps together
@@ -232,7 +232,7 @@ class EngineThread:
     # On the loop.
 
     def _push(self, work: Ticket | Probe) -> None:
-        """Add work to the backlog, and wake the thread."""
+        """Add a request or a probe to the backlog, and wake the thread."""
         self.backlog.push(work)
         self._send(lambda: None, self._refuse_backlog)
 
@@ -288,7 +288,7 @@ class EngineThread:
             self._call(emit_all, self._by_ticket(events))
 
     def _take_in(self) -> bool:
-        """Call the jobs sent to the thread; while there is no work, wait for one.
+        """Call the functions sent to the thread; while there is no work, wait for one.
 
         Returns False if the thread is to stop.
         """

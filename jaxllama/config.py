@@ -80,21 +80,24 @@ class Rope:
 
     @property
     def scaled(self) -> bool:
-        """Say whether the model gives a factor for cos and sin (`attention_factor`)."""
+        """Say whether the config has a factor for cosines and sines (`attention_factor`)."""
         return self.attention_factor is not None
 
     @property
     def scaled_factors(self) -> bool:
-        """Say whether the frequency factors are used as in Phi-3.
+        """Say whether the frequency divisors are Phi-3's rule.
 
-        That is with an attention factor, or with other factors for long texts.
+        So it is if there is an attention factor, or a second set of divisors for long texts.
         """
         return self.kind == "factors" and (self.scaled or bool(self.long_factors))
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """What a layer uses of the model's options; a model without an option ignores its field."""
+    """Which of the model's options one layer uses: window, rotary embedding, experts.
+
+    A field has no effect in a model without the option.
+    """
 
     windowed: bool = True  # attends within the model's window
     rotated: bool = True  # SmolLM3: False for layers without rotary embedding

@@ -115,8 +115,8 @@ class LatestSamplers:
     def note(self, names: Iterable[str], vocab: int) -> None:
         """Record a replay with the samplers `names`; first free compiled operations if needed.
 
-        They are freed if they would be of too many samplers, or if they are for another size of
-        vocabulary than `vocab`.
+        They are freed if the operations of too many samplers would be kept, or if they are for
+        another size of vocabulary than `vocab`.
         """
         with self._lock:
             together = self._names | set(names)
@@ -316,7 +316,7 @@ def without_last(shapers: Mapping[str, type[Shaper]]) -> dict[str, type[Shaper]]
 
 
 def around(shapers: Mapping[str, type[Shaper]]) -> Iterator[str]:
-    """Yield the names of shapers in running order, with the temperature's name among them."""
+    """Yield the names of shapers in running order, with the temperature's name at its place."""
     yield from (name for name, kind in shapers.items() if kind.order < CORE_AT)
     yield HEAT
     yield from (name for name, kind in shapers.items() if kind.order >= CORE_AT)

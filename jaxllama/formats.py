@@ -93,9 +93,9 @@ class PromptFormat(ABC):
     def suits(cls, model: ModelText) -> bool:
         """Say whether this format is the right default for the model.
 
-        Formats are asked in the order of their names, those with `last` after all others. Return
-        False for a model that has its own template, unless your format is certainly right for this
-        model.
+        Formats are asked in the order of their names, those with `last` after all others. A format
+        should return False for a model that has its own template, unless it is certainly right for
+        this model.
         """
         del model
         return False

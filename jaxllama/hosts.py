@@ -132,7 +132,7 @@ class HostGroup:
             )
 
     def tell(self, call: bytes) -> None:
-        """Send a device call, as bytes, to all other hosts; for host 0 only.
+        """Send a device call, as bytes, to all other hosts; only host 0 calls this.
 
         Does nothing after the group has ended.
         """
@@ -150,7 +150,7 @@ class HostGroup:
         return self._calls.get()
 
     def ask_to_stop(self) -> None:
-        """Ask host 0 to finish its requests and to end the group; for the other hosts."""
+        """Ask host 0 to finish its requests and to end the group; the other hosts call this."""
         for link in self._links:
             self._send(link, STOP)
 
@@ -205,7 +205,7 @@ class HostGroup:
 
 
 def end_process(reason: str) -> NoReturn:
-    """Log the reason and end this process at once: its threads may wait for the lost host."""
+    """Log the reason and end this process at once, because threads may wait for a lost host."""
     logger.critical(reason)
     logging.shutdown()
     os._exit(EXIT_CODE)
@@ -255,7 +255,7 @@ def number_in(variable: str) -> int | None:
 
 
 def accept_others(count: int, address: str | None) -> list[HostLink]:
-    """Wait until all other hosts are connected; return the links in their order. For host 0."""
+    """Wait until all other hosts are connected, on host 0; return the links in their order."""
     key = secrets.token_hex(16)
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.create_server(
@@ -280,7 +280,10 @@ def accept_others(count: int, address: str | None) -> list[HostLink]:
 
 
 def greet(connection: socket.socket, key: str) -> HostLink | None:
-    """Return a link to the host that connected; close it and return None if it lacks the key."""
+    """Check the key of a host that has connected, and return the link to it.
+
+    Closes the connection and returns None if the key is wrong.
+    """
     link = HostLink(-1, connection)
     try:
         _, message = link.receive(CONTACT_BYTES)
@@ -294,9 +297,9 @@ def greet(connection: socket.socket, key: str) -> HostLink | None:
 
 
 def connect() -> HostLink:
-    """Connect to host 0 and return the link; for the other hosts.
+    """Connect this host, which is not host 0, to host 0, and return the link.
 
-    Host 0 tells its address and the key to all processes through JAX.
+    Host 0 sends its address and the key to all processes through JAX.
     """
     contact = json.loads(share(None))
     try:
@@ -311,9 +314,9 @@ def connect() -> HostLink:
 
 
 def share(message: bytes | None) -> bytes:
-    """Return the bytes that host 0 gives as `message`; all hosts must call this together.
+    """Give the bytes `message` of host 0 to all hosts; all hosts must call this together.
 
-    The other hosts give None, and receive the bytes of host 0.
+    The other hosts pass None, and get the bytes of host 0 as the result.
     """
     from jax.experimental import multihost_utils  # noqa: PLC0415 - needed here alone
 

@@ -546,9 +546,9 @@ class Intake:
 
 
 def cut_answer(asked: int | None, prompt: int, total: int) -> int:
-    """Return the number of tokens that an answer may have to fit into `total` with its prompt.
+    """Return how many tokens an answer may have so that it fits into `total` with its prompt.
 
-    `prompt` is the prompt's number of tokens; `asked` is the most that the request wants, None: as
+    `prompt` is the prompt's number of tokens; `asked` is the most that the request allows, None: as
     many as fit. Raises PromptTooLong if the prompt leaves no room.
     """
     if prompt >= total:

@@ -167,7 +167,7 @@ def check_number_or_text(name: str, value: object, limit: Limit) -> object:
 
 
 def check_word(name: str, value: str, limit: Limit) -> str:
-    """Return `value` if it is one of the words that the field accepts in place of a number.
+    """Return `value` if it is one of the words that the field accepts beside numbers.
 
     Raises InvalidParameter otherwise.
     """

@@ -80,7 +80,7 @@ def needs_tools(messages: Messages, tools: Sequence[Tool]) -> bool:
 
 
 def cut_after(text: str, content: str) -> str:
-    """Cut a rendered conversation at the end of the last message's `content`.
+    """Cut a rendered conversation after the last message's `content`, and return it.
 
     Raises TemplateError if `text` does not contain the content as written.
     """

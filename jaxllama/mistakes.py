@@ -149,9 +149,9 @@ def named_in(line: str) -> Mapping[str, str]:
 
 
 def place_of(error: BaseException, module: str) -> str:
-    """Return where an error arose in the author's package, as "file:line"; "" if nowhere.
+    """Return the innermost place in the author's package where an error arose, as "file:line".
 
-    It is the innermost such place; `module` is the module of the plugin.
+    "" if there is none; `module` is the module of the plugin.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
@@ -257,7 +257,7 @@ def dotted(node: ast.expr, names: Mapping[str, str]) -> str:
 
 
 def reached(tree: ast.Module, name: str) -> Iterator[ast.AST]:
-    """Yield the methods of the class `name`, and the functions of its module that they call."""
+    """Yield the methods of the class `name`, and the module's functions that these call."""
     defined = {each.name: each for each in tree.body if isinstance(each, ast.FunctionDef)}
     waiting: list[ast.AST] = [
         method
@@ -299,7 +299,7 @@ def hiding_file(folder: Path | None = None) -> Path | None:
 
 
 def hiding(error: BaseException) -> BrokenPlugin | None:
-    """Return the error to show if a file that hides a module caused `error`; None otherwise."""
+    """Return the error to show if a file that hides a module caused `error`; else None."""
     of_module = isinstance(error, AttributeError) and isinstance(error.obj, ModuleType)
     path = hiding_file() if isinstance(error, ImportError) or of_module else None
     if path is None:
@@ -308,13 +308,13 @@ def hiding(error: BaseException) -> BrokenPlugin | None:
 
 
 def hidden_by(path: Path) -> str:
-    """Return the sentence about a file that hides a module."""
+    """Return a sentence that says which module a file hides."""
     name = path.parent.name if path.name == "__init__.py" else path.stem
     return f"{path.name} hides the module {name} of {owner_of(name)}"
 
 
 def owner_of(name: str) -> str:
-    """Return in words what has a module of this name: Python itself, or a package."""
+    """Return in words who provides the module of this name: Python itself, or a package."""
     return "Python itself" if name in sys.stdlib_module_names else f"the package {name}"
 
 

@@ -88,8 +88,8 @@ def peek_at_answer(
 ) -> InSteps[np.ndarray]:
     """Compute the logits [tokens V] from which the tokens of an answer were drawn.
 
-    `tokens` are the answer's; those before the index `first` are left out. A generator, like the
-    engine's probes: it yields after each call of the device and returns the logits. Raises
+    `tokens` are the answer's; logits for those before the index `first` are left out. A generator,
+    like the engine's probes: it yields after each call of the device and returns the logits. Raises
     QueueFull at once if no slot is free.
     """
     found = [np.zeros((0, engine.bank.vocab), np.float32)]

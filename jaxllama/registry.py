@@ -35,8 +35,8 @@ class Plugins(Generic[T]):
     def one(self, name: str) -> type[T]:
         """Return the class of the plugin `name`.
 
-        Raises BrokenPlugin: why it does not load, or that it is not installed and which plugins
-        are.
+        Raises BrokenPlugin with the reason if the plugin does not load, or with the installed names
+        if there is no such plugin.
         """
         if name in self.broken:
             raise self.broken[name]

@@ -59,7 +59,7 @@ class TokenConstraint(Protocol):
 
 @dataclass(frozen=True)
 class Contrast:
-    """A second prompt whose answer to move away from: classifier-free guidance.
+    """A second prompt from which the answer is moved away: classifier-free guidance.
 
     Each token is drawn from the logits `other + scale * (own - other)`, where `other` are the
     logits after this second prompt and the same answer.
@@ -80,7 +80,7 @@ class AdapterUse:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One validated prompt in token ids, and how to continue it."""
+    """One checked prompt in token ids, and the settings with which to continue it."""
 
     prompt: tuple[int, ...]
     max_tokens: int
@@ -123,7 +123,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural log-probabilities at one position, under the model and as sampled."""
+    """Natural log-probabilities at one position, by the model alone and after the samplers."""
 
     logprob: float  # of the chosen token under the model (temperature 1, nothing removed)
     sampled: float  # of the chosen token under the distribution it was drawn from

@@ -72,7 +72,7 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class KnobText:
-    """The text that a knob accepts, and how it becomes the numbers that the sampler receives."""
+    """How a knob that accepts a text converts it to the numbers that the sampler receives."""
 
     # Returns at most `width` numbers. Raises ValueError for a wrong text; says what, and where.
     encode: Callable[[str], Sequence[float]]
@@ -83,7 +83,7 @@ class KnobText:
 
 @dataclasses.dataclass(frozen=True)
 class KnobSpec:
-    """The declaration of one knob, as validation, command-line options and documentation use it."""
+    """The declaration of one knob, from which its checks, options and documentation are made."""
 
     off: float | int
     low: float | int | None = None
@@ -150,7 +150,7 @@ def token_set(test: Callable[[str], bool]) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The facts about its row that a sampler may use."""
+    """What a sampler may read about its row beside the logits."""
 
     tokens: Int[Array, " T"]  # prompt and generated tokens; entries from `length` on are unused
     length: Int[Array, ""]  # number of tokens, prompt and generated

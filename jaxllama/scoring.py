@@ -49,7 +49,7 @@ def continuations(
 
 
 def following(intake: Intake, text: Prompt) -> list[int]:
-    """Tokenize a text that follows other text: it gets no begin-of-text token."""
+    """Tokenize a text that follows other text, so that it gets no begin-of-text token."""
     if isinstance(text, str):
         return intake.tokenizer.encode(text, begin=False, start=False, most=intake.most)
     return intake.ids(text)

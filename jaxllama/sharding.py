@@ -102,7 +102,7 @@ def place(array: np.ndarray, where: NamedSharding) -> Array:
 
 
 def slots_are_split() -> bool:
-    """Say whether the program being traced has its slots on more than one device."""
+    """Say whether the program that is being traced splits its slots over several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape.get("data", 1) > 1 and not mesh.manual_axes
 
@@ -131,7 +131,7 @@ def add_up(x: Array, axis: str) -> Array:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Return `x`, which XLA is told to divide over the mesh; without a mesh, do nothing.
+    """Return `x` with an instruction to XLA to divide it over the mesh; unchanged without a mesh.
 
     `axes` has a name for each dimension, as in `sharding`.
     """

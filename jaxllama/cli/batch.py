@@ -326,7 +326,7 @@ class BatchRun:
         return True
 
     def finish(self, item: Item, fields: Mapping[str, Any]) -> None:
-        """Write an item's answer or error; write copies for equal items that were not sent."""
+        """Write an item's answer or error, and copies of it for equal items that were not sent."""
         row = self.write(item, fields)
         if not self.repeated or item.digest not in self.repeated:
             return
@@ -345,9 +345,9 @@ class BatchRun:
         self.write(item, {**fields, "same_as": row.get("same_as", row["index"])})
 
     def write(self, item: Item, fields: Mapping[str, Any]) -> Row:
-        """Append one item's answer or error to the output file and return the row written.
+        """Append one item's answer or error to the output file, and return the row written.
 
-        To `fields` it adds the index and id of the prompt and, of several answers, the number.
+        The row is `fields` with the index and id of the prompt and, of several answers, the number.
         """
         named = {} if item.id is None else {"id": item.id}
         number = {"answer": item.answer} if item.count > 1 else {}

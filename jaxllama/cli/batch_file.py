@@ -29,7 +29,7 @@ Check = Callable[[Mapping[str, Any]], None]  # raises InvalidParameter for bad k
 
 @dataclass(frozen=True)
 class Item:
-    """One line of the input: a prompt or a conversation with its knobs, or the error in it."""
+    """One answer to generate: a line of the input with its prompt and knobs, or its error."""
 
     index: int  # among the lines that are not blank
     line: int
@@ -48,7 +48,7 @@ class Item:
 
     @property
     def digest(self) -> bytes:
-        """A hash of the content, the knobs and the answer's number: equal for equal items."""
+        """A hash of the content, the knobs and the number of the answer: equal for equal items."""
         whole = as_json([self.kind, self.content, sorted((self.knobs or {}).items()), self.answer])
         return hashlib.sha256(whole.encode()).digest()
 
@@ -196,5 +196,5 @@ def check_content(kind: str, content: Any) -> None:
 
 
 def hidden_count(problems: list[str]) -> str:
-    """Return a note on how many problems are not shown because there are too many; else ""."""
+    """Return a note that says how many of many problems are not listed; "" if all are."""
     return f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

@@ -298,16 +298,16 @@ class Session:
 
     @property
     def sign(self) -> str:
-        """The text before the user's line on a terminal: the user's name, or a fixed sign."""
+        """The text printed before the user types: the user's name, or a fixed sign."""
         turns = self.conversation.plain_text
         return f"{turns.user}: " if isinstance(turns, NamedTurns) else PROMPT
 
     def listen_first(self) -> None:
-        """Let the model speak before the user has said anything."""
+        """Generate the model's first message, before the user has written anything."""
         self.conversation.answer(self.listen())
 
     def say(self, text: str) -> None:
-        """Send a question and show the answer; remove the question again if there is no answer."""
+        """Add a question, and print the answer; remove the question again if there is no answer."""
         self.conversation.ask(text)
         try:
             spoken = self.listen()
@@ -317,7 +317,7 @@ class Session:
         self.conversation.answer(spoken)
 
     def listen(self) -> str:
-        """Print the answer while it is generated; return the text to keep in the conversation."""
+        """Print the answer while it is generated; return its text, to add to the conversation."""
         parts: list[str] = []
         turns = self.conversation.plain_text
         if isinstance(turns, NamedTurns):
@@ -494,9 +494,9 @@ def complain(message: str) -> None:
 
 @contextmanager
 def ctrl_c_noted() -> Iterator[Callable[[], bool]]:
-    """Make the first Ctrl-C set a flag instead of interrupting; a second one interrupts.
+    """Within the context, let the first Ctrl-C set a flag, and the second one interrupt.
 
-    Yields a function that returns the flag. The old signal handler comes back at the end.
+    Yields a function that returns the flag. At the end the old signal handler is restored.
     """
     pressed = False
 

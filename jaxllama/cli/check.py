@@ -195,7 +195,7 @@ def checked(name: str, check: Callable[[Any], None], kind: type, words: str) -> 
 def check_rules(kind: type[Sampler]) -> Iterator[CheckOutcome]:
     """Run the checks of one sampler, one after the other, and yield their outcomes.
 
-    Stops after a failure on which the later checks depend.
+    Stops after a failure of a check that the later ones depend on.
     """
     proof = Proof(kind)
     for name, check in CHECKS.items():

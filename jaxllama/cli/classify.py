@@ -55,9 +55,9 @@ class Tally:
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)  # of (right, chosen)
 
     def lines(self, choices: Sequence[str]) -> Iterator[str]:
-        """Yield the accuracy as a line of text, then one for each choice.
+        """Yield the accuracy as a line of text, then a line for each choice.
 
-        That line says how many of the texts with this right answer were found, and how often it was
+        The line of a choice says how many texts with this right answer got it, and how often it was
         chosen.
         """
         total = self.pairs.total()
@@ -205,7 +205,7 @@ class ClassifyRun:
         return 1 if self.failed else 0
 
     def classify(self, values: Mapping[str, Any]) -> dict[str, object]:
-        """Return the new columns of a row with these values.
+        """Classify the row with these values, and return the columns that it gets.
 
         Where the row has the right answer, the choice is added to the tally of its question.
         """
@@ -221,7 +221,7 @@ class ClassifyRun:
         return {**new, "error": None} if self.keep_going else new
 
     def asked(self, question: ClassifiedQuestion) -> tuple[str, list[str]]:
-        """Return the question and its choices in the form in which they follow the row's text."""
+        """Return a question and its choices as they are put after the text of a row."""
         if self.is_raw:
             return question.text, list(question.choices)
         return FRAME.replace("{}", question.text), [f" {each}" for each in question.choices]

@@ -52,7 +52,7 @@ def command(context: click.Context, *, only_print: bool) -> None:
 
 
 class OriginCommand(click.Command):
-    """The command line of one system; runs the command of ours that it becomes."""
+    """The command line of another system, which runs the equivalent command of ours."""
 
     def __init__(self, origin: Origin) -> None:
         self.origin = origin
@@ -118,7 +118,7 @@ def their_option(flag: TheirFlag) -> click.Option:
 
 
 def given_flags(ctx: click.Context, flags: tuple[TheirFlag, ...]) -> Mapping[str, str]:
-    """Return the flags that are on the command line: the long name of each, by its key."""
+    """Return the long names of the flags on the command line, by the flags' keys."""
     return {
         each.key: each.names[-1]
         for each in flags

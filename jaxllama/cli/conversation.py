@@ -35,7 +35,7 @@ class PlainText:
         )
 
     def ending(self, stop: str | None) -> str:
-        """Return what to append to an answer that ended at the stop text `stop` (None: at none).
+        """Return the text to append to an answer that ended at `stop` (None: at no stop text).
 
         The model wrote the stop text itself, so it is kept, unless the prefix of the next message
         begins with it.
@@ -62,7 +62,7 @@ class NamedTurns:
         return "\n".join([*lines, f"{self.bot}:"])
 
     def ending(self, _: str | None) -> str:
-        """Return "": `render` itself puts the line break after an answer."""
+        """Return "": `render` puts the line break after an answer."""
         return ""
 
 
@@ -109,7 +109,7 @@ class Conversation:
         return llm.chat_stream(self.messages, context_overflow=self.overflow, **knobs)
 
     def ending(self, stop: str | None) -> str:
-        """Return what to append to an answer that ended at the stop text `stop` (None: at none)."""
+        """Return the text to append to an answer that ended at `stop` (None: at no stop text)."""
         return "" if self.plain_text is None else self.plain_text.ending(stop)
 
     def save(self, path: Path) -> None:

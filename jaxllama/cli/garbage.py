@@ -12,11 +12,14 @@ OBJECTS = 50_000  # made between two collections while the program starts
 
 
 def collect_rarely() -> None:
-    """Collect rarely from now on, and not at exit, where the system frees all memory."""
+    """Let Python collect garbage rarely from now on, and not at exit.
+
+    At exit the system frees all memory.
+    """
     gc.set_threshold(OBJECTS)
     atexit.register(gc.freeze)
 
 
 def collect_as_usual() -> None:
-    """Collect as often as Python does by default: after a model is loaded."""
+    """Let Python collect garbage as often as by default; for use after a model is loaded."""
     gc.set_threshold(*USUAL)

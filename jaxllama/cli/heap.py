@@ -12,10 +12,10 @@ MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def keep_large_blocks_apart() -> None:
-    """Let the allocator map every large block separately, so that freeing returns it to the system.
+    """Let the allocator map every large block by itself, so that freeing returns it to the system.
 
-    Otherwise the blocks that a program frees leave holes in the heap which the next run may not fit
-    into, and the process grows by that much now and then.
+    Otherwise freed blocks leave holes in the heap that are too small for later blocks, and the
+    process slowly grows.
     """
     tune = getattr(library(), "mallopt", None)
     if tune is not None:

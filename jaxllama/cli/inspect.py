@@ -170,7 +170,7 @@ def describe_sampling(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def describe_engine(engine: EngineConfig) -> dict[str, Any]:
-    """Return the name of the kernels, and the sizes of their prefill and decode calls."""
+    """Return the name of the kernels, and how much one prefill and one decode call compute."""
     return {
         "kernels": engine.kernels,
         "prompt_tile": body_named(engine.kernels).prompt_tile(engine.slots),

@@ -84,7 +84,7 @@ def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
 
 
 def groups_of(checkpoint: Checkpoint, engine: EngineConfig) -> list[tuple[str, ...]]:
-    """Return the paths of the model's layers, grouped: a group is laid out in memory together."""
+    """Return the paths of the model's layers in groups that are laid out in memory together."""
     preparation = preparation_of(checkpoint, engine)
     layers = map(layer_of, abstract_params(checkpoint.config))
     return list(dict.fromkeys(preparation.group_of(layer) for layer in layers))
@@ -103,7 +103,7 @@ def layer_of(path: str) -> str:
 
 
 def kind_of(checkpoint: Checkpoint, path: str) -> str:
-    """Return the storage type of a weight in its file; if unknown, its tensor's name."""
+    """Return the storage type of a weight in its file; if it is unknown, its tensor's name."""
     name = checkpoint.table[path].names[0]
     return checkpoint.kinds.get(name, (name, 0))[0]
 
@@ -137,7 +137,7 @@ def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping
 
 
 def share_of(members: Mapping[str, Leaf]) -> int:
-    """Return into how many equal shares the outputs of every weight can be cut.
+    """Return the number of equal shares into which the outputs of every weight can be cut.
 
     A share consists of whole blocks of TILE outputs. `members` are the weights by path. 1: they
     cannot be cut.

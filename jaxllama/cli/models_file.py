@@ -61,7 +61,7 @@ class ModelEntry(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknow
 
 
 class ModelsDocument(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The file as it is written."""
+    """The content of a models file, as parsed from TOML and not yet converted."""
 
     model: list[ModelEntry]
     memory: str | int | None = None  # of all models together; None: a part of the free memory
@@ -72,7 +72,7 @@ class ModelsDocument(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class ModelsFile:
-    """The models of a server, in the order of the file, and its rules in seconds and bytes."""
+    """The models of a server, in the order of the file, with settings in seconds and bytes."""
 
     models: tuple[ModelEntry, ...]
     memory: int | None

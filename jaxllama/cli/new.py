@@ -102,7 +102,7 @@ def check_name(what: str, name: str) -> None:
 
 
 def used_names(what: str) -> set[str]:
-    """Return the names that a new plugin of the kind `what` cannot have, as they are in use."""
+    """Return the names in use, which a new plugin of the kind `what` cannot have."""
     if what == "format":
         formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
         return {*formats.loaded, *formats.broken}

@@ -17,7 +17,7 @@ OTHERS = 256  # files that are no connections: weights, pipes, sockets of device
 
 
 def allow(connections: int) -> None:
-    """Raise this process's limit of open files so that it can hold so many connections.
+    """Raise this process's limit of open files, so that it can hold `connections` connections.
 
     Logs a warning with advice if the system's hard limit is lower.
     """

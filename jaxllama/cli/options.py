@@ -367,7 +367,10 @@ def per_body(setting: str) -> str:
 
 
 class TextType(click.ParamType):  # type: ignore[type-arg]
-    """The type of an option whose text is only parsed here; the tables of knobs check the value."""
+    """The type of an option whose text becomes a number or truth value where possible.
+
+    The tables of knobs check the value later.
+    """
 
     def __init__(
         self,

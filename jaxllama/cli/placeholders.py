@@ -33,7 +33,7 @@ def fill(template: str, values: Mapping[str, object]) -> str:
 
 
 def expected(name: str, values: Mapping[str, object]) -> str:
-    """Return a hint for an unknown placeholder: the nearest name that has a value, or all names."""
+    """Return a hint for an unknown placeholder: the nearest known name, or all names."""
     near = difflib.get_close_matches(name, values, n=1)
     if near:
         return f"did you mean {{{near[0]}}}?"

@@ -127,9 +127,9 @@ class RemoteModel:
     ) -> tuple[int, Mapping[str, str], bytes]:
         """POST a body to a route of the server and return status, headers and body.
 
-        A failed connection counts as status 503, to be tried again, if the server has answered an
-        earlier request and the time `deadline`, of `time.monotonic`, has not passed; otherwise it
-        raises ConfigError.
+        If the connection fails, returns status 503, so that the caller tries again: only if the
+        server has answered an earlier request and the time `deadline`, of `time.monotonic`, has not
+        passed. Otherwise raises ConfigError.
         """
         connection = connect(self.url)
         with self._lock:

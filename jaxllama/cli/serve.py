@@ -209,7 +209,7 @@ def run(
     """Serve on a new event loop; return the exit code.
 
     `loading` holds the arguments of `LLM.load`; `dialects` are the HTTP APIs to serve; `several`
-    has the models, if there is not one alone.
+    has the models of a models file, None: the server has one model.
     """
     with asyncio.Runner(loop_factory=AwakeLoop) as runner:
         return runner.run(serve(settings, loading, dialects, several))
@@ -252,10 +252,11 @@ def service_of(
     *,
     publisher: BlockPublisher | None = None,
 ) -> GenerationService:
-    """Return a service that will load a model with the arguments `loading` of `LLM.load`.
+    """Return a service that, once started, loads a model with the arguments `loading`.
 
-    `entry` has the names of one of several models; None: the names follow from the model's files.
-    `publisher` publishes the model's block events, if there is one.
+    They are those of `LLM.load`. `entry` is the model's entry in a models file, with its names;
+    None: the names follow from the model's files. `publisher` publishes the model's block events;
+    None: nobody does.
     """
     startup = Startup(logger.info, keeps_programs=loading.get("compile_cache", True))
 
@@ -291,10 +292,11 @@ def service_of(
 def several_models(
     settings: Settings, loading: Mapping[str, Any], file: ModelsFile
 ) -> ServedModels:
-    """Return the models of a models file; `loading` has settings for those that set nothing.
+    """Return the models of a models file as one object, none of them loaded yet.
 
-    Raises ConfigError for a model that cannot be found, and without `memory` where the free memory
-    is not known.
+    `loading` has arguments of `LLM.load` for models that do not set them in the file. Raises
+    ConfigError if a model cannot be found, or if the file sets no `memory` and the free memory is
+    not known.
     """
     memory = file.memory or free_part()
     shared = {"prompt_cache_mib": memory / PROMPT_PART / MIB, **loading}
@@ -319,7 +321,10 @@ def several_models(
 
 
 def free_part() -> int:
-    """Return the memory that models may take together if the operator sets no bound."""
+    """Return the bytes that all models may take together if the operator sets no bound.
+
+    Raises ConfigError if the free memory is not known.
+    """
     free = free_memory() if jax.default_backend() == "cpu" else 0
     if not free:
         raise ConfigError(
@@ -338,9 +343,9 @@ def check_source(name: str, model: str) -> None:
 
 
 def measure(loading: Mapping[str, Any], progress: Progress) -> ModelNeeds:
-    """Return the memory and the context of a model, downloading it if needed.
+    """Return the estimated memory and the context of a model; download the model if needed.
 
-    `loading` holds the arguments of `LLM.load`.
+    `loading` holds the arguments of `LLM.load`; `progress` is called during the download.
     """
     path = resolve(loading["model"], progress=progress)
     with open_checkpoint(path) as checkpoint:

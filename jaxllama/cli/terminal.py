@@ -168,7 +168,7 @@ def note(line: str) -> None:
 
 
 def noting() -> Callable[[str], None]:
-    """Return a function that prints a line as `note` does and that any thread may call."""
+    """Return a function that prints a line as `note` does, and that any thread may call."""
     if is_quiet():
         return lambda _: None
     return lambda line: click.secho(line, err=True, dim=True)
@@ -204,7 +204,10 @@ def completion_fields(completion: Completion) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return a copy that JSON can hold: keys become text, tuples lists, infinities and NaN None."""
+    """Return a copy of a value that JSON can hold.
+
+    Keys become text, tuples lists, infinities and NaN None.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

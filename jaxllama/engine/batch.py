@@ -140,9 +140,9 @@ class Batch:
     ) -> Peek:
         """Run known tokens through the model; return target log-probabilities and all logits.
 
-        `pairs` [2, R] holds R token ids, written to the cache from column `start` on, and the
-        target token whose log-probability is wanted after each. `last` is the index of the last id
-        that counts; the ids after it are padding. `use` is the adapter, None for none.
+        `pairs` [2, R] holds R token ids, written to the cache from column `start` on, and for each
+        the target token whose log-probability after it is requested. `last` is the index of the
+        last id that counts; the ids after it are padding. `use` is the adapter, None for none.
         """
         numbers = (np.int32(slot), pairs, np.int32(start), np.int32(last))
         self._state, found = self.programs.peek(self._state, *numbers, self._adapter(use))

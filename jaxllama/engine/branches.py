@@ -35,10 +35,10 @@ class TokenRun:
 
 
 def shared_prefix(continuations: Sequence[Continuation]) -> int:
-    """Count the leading tokens that all continuations share, for one prefill.
+    """Count the leading tokens that all continuations share, to compute them in one prefill.
 
-    A continuation is (token ids, index of the first token whose log-probability is wanted). Stops
-    before the token that predicts the first such one: its logits have to be computed.
+    A continuation is (token ids, index of the first token whose log-probability is requested). The
+    token before that one is never counted: its logits have to be computed.
     """
     shared = min(min(start, len(ids)) for ids, start in continuations) - 1
     for ids, _ in continuations[1:]:
@@ -49,8 +49,8 @@ def shared_prefix(continuations: Sequence[Continuation]) -> int:
 def build_tree(continuations: Iterable[Continuation], shared: int) -> Node:
     """Build a tree of the tokens of all continuations, without their first `shared` tokens.
 
-    A continuation is (token ids, index of the first token whose log-probability is wanted). Each
-    node lists the tokens whose log-probabilities are wanted after it.
+    A continuation is (token ids, index of the first token whose log-probability is requested). Each
+    node lists the following tokens whose log-probabilities are requested.
     """
     root = Node()
     for index, (ids, start) in enumerate(continuations):
@@ -87,18 +87,18 @@ def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
 def split_targets(run: TokenRun) -> Iterator[TokenRun]:
     """Yield a run of tokens once, or several times with up to PAIRS of its targets each.
 
-    A target is a token whose log-probability is wanted; a run with at most PAIRS of them is yielded
-    once. Each yielded run has all tokens.
+    A target is a token whose log-probability is requested; a run with at most PAIRS of them is
+    yielded once. Each yielded run has all tokens.
     """
     for first in range(0, max(len(run.targets), 1), PAIRS):
         yield TokenRun(run.start, run.tokens, run.targets[first : first + PAIRS])
 
 
 def group_runs(runs: Iterable[TokenRun], most: int) -> Iterator[list[TokenRun]]:
-    """Group runs in order into calls of at most `most` runs, TARGET_ROWS rows and PAIRS targets.
+    """Group runs, in order, into calls of at most `most` runs, TARGET_ROWS rows and PAIRS targets.
 
-    A run is up to RUN tokens; a target is a token whose log-probability is wanted after a token of
-    the run, and a row is such a token of the run.
+    A run is up to RUN tokens; a target is a token whose log-probability is requested after a token
+    of the run, and a row is such a token of the run.
     """
     call: list[TokenRun] = []
     rows = pairs = 0

@@ -1,9 +1,9 @@
-"""Cached blocks: which blocks of tokens an engine has, and events about how that changes.
+"""Cached blocks: the blocks of tokens that an engine has cached, and events when they change.
 
-Made by the engine if somebody wants the events. Compares the slots after each step with what they
-had after the step before, and is told of each block that the prompt store adds or drops. A block
-is BLOCK tokens with all tokens before them. Knows tokens, slots and stored blocks; no device, and
-nothing of who gets the events.
+Made by the engine if a caller subscribes to the events. After each step it compares the slots with
+their state after the step before; the prompt store calls it for each block that the store adds or
+drops. A block is BLOCK tokens together with all tokens before them. Knows tokens, slots and stored
+blocks; no device, and not the receivers of the events.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ HASH_BYTES = 8
 
 
 class Medium(Enum):
-    """Where blocks are."""
+    """The memory that holds a block."""
 
     DEVICE = "device"  # in a slot
     HOST = "host"  # in the prompt store
 
 
 class CachedBlock(NamedTuple):
-    """A block: its hash, which covers all tokens up to its end, and what the hash is made of."""
+    """A block of BLOCK tokens; its hash covers these tokens and all tokens before them."""
 
     hash: int
     parent: int | None  # the hash of the block before it; None: it begins a prompt
@@ -39,7 +39,7 @@ class CachedBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class BlocksStored:
-    """Blocks that follow each other in one prompt are there now."""
+    """Event: blocks that follow each other in one prompt have been cached."""
 
     blocks: tuple[CachedBlock, ...]
     medium: Medium
@@ -52,7 +52,7 @@ class BlocksStored:
 
 @dataclass(frozen=True)
 class BlocksRemoved:
-    """Blocks are gone."""
+    """Event: blocks are not cached any more in this memory."""
 
     hashes: tuple[int, ...]
     medium: Medium
@@ -60,7 +60,7 @@ class BlocksRemoved:
 
 @dataclass(frozen=True)
 class BlocksCleared:
-    """All blocks are gone, wherever they were."""
+    """Event: no block is cached any more, in any memory."""
 
 
 BlockEvent = BlocksStored | BlocksRemoved | BlocksCleared
@@ -68,7 +68,7 @@ Tell = Callable[[Sequence[BlockEvent]], None]
 
 
 class BlockCounts:
-    """How many holders each block of one medium has, and which blocks this changed."""
+    """Counts, for one memory, how many slots or stored prefixes hold each block."""
 
     def __init__(self, medium: Medium) -> None:
         self._medium = medium
@@ -77,17 +77,17 @@ class BlockCounts:
         self._touched: dict[int, CachedBlock] = {}
 
     def add(self, block: CachedBlock) -> None:
-        """Count one more holder of a block."""
+        """Count one more slot or stored prefix that holds a block."""
         self._counts[block.hash] += 1
         self._touched.setdefault(block.hash, block)
 
     def remove(self, block: CachedBlock) -> None:
-        """Count one holder less."""
+        """Count one slot or stored prefix less that holds a block."""
         self._counts[block.hash] -= 1
         self._touched.setdefault(block.hash, block)
 
     def changes(self) -> list[BlockEvent]:
-        """Return the events since the last call: first what is gone, then what is new."""
+        """Return the events since the last call: first blocks removed, then blocks stored."""
         gone: list[int] = []
         new: list[list[CachedBlock]] = []
         for block in self._touched.values():
@@ -109,10 +109,13 @@ class BlockCounts:
 
 
 class CachedBlocks:
-    """The blocks of an engine: those in its slots, and those in its prompt store."""
+    """Follows the cached blocks of an engine, in its slots and in its prompt store."""
 
     def __init__(self, table: SlotTable, store: PromptStore, tell: Tell) -> None:
-        """Tell of all blocks that are there now, and from now on of every change."""
+        """Call `tell` with events for all blocks cached now, and from now on for every change.
+
+        `table` has the slots, `store` the prefixes that are kept in host memory.
+        """
         self._table, self._tell = table, tell
         self._device, self._host = BlockCounts(Medium.DEVICE), BlockCounts(Medium.HOST)
         self._begin()
@@ -124,7 +127,7 @@ class CachedBlocks:
         self.look()
 
     def look(self) -> None:
-        """Compare the slots with what they had before, and tell of the changes."""
+        """Compare the slots with their last known state, and call `tell` with the changes."""
         if self._table.slots is not self._slots:  # a fault has emptied them all
             for number in range(len(self._paths)):
                 self._replace(number, [], None)
@@ -143,7 +146,10 @@ class CachedBlocks:
         self._blocks: list[list[CachedBlock]] = [[] for _ in self._slots]
 
     def _replace(self, number: int, path: Sequence[TokenBlock], adapter: AdapterKey) -> None:
-        """Count the blocks that slot `number` has lost and got; `path` are those it has now."""
+        """Update the counts for slot `number`, which now has the blocks in `path`.
+
+        `path` lists the blocks from the beginning of the slot's tokens on; `adapter` computed them.
+        """
         blocks, same = self._blocks[number], common_blocks(self._paths[number], path)
         for each in blocks[same:]:
             self._device.remove(each)
@@ -154,7 +160,10 @@ class CachedBlocks:
         self._paths[number] = path
 
     def _follow(self, block: StoredBlock, *, is_added: bool) -> None:
-        """Count the blocks in a block of the store, which is larger, as there or as gone."""
+        """Count the cached blocks inside `block`, which the prompt store has added or will remove.
+
+        A block of the store holds several of the smaller blocks that events are about.
+        """
         if not is_added:
             for each in self._parts.pop(block):
                 self._host.remove(each)
@@ -168,9 +177,10 @@ class CachedBlocks:
 
 
 def block_after(before: CachedBlock | None, tokens: bytes, adapter: AdapterKey) -> CachedBlock:
-    """Return the block of `tokens` (int32 as bytes) after another one; None: at the beginning.
+    """Return the block of `tokens` (int32 as bytes) that follows the block `before`.
 
-    The hash of a first block covers the adapter, so all hashes do.
+    `before` None: the block begins a prompt. Its hash then covers the adapter, so the hashes of all
+    later blocks do as well.
     """
     parent = None if before is None else before.hash
     start = repr(adapter).encode() if parent is None else parent.to_bytes(HASH_BYTES, "big")

@@ -36,7 +36,7 @@ SMALLEST_TEXT = 4  # tokens; a tile of N tokens holds at most N / SMALLEST_TEXT 
 
 @dataclass
 class PackedTexts:
-    """The texts of one tile."""
+    """The texts of one tile, which is a batch of texts for one call."""
 
     size: int  # tokens of the tile
     texts: list[int] = field(default_factory=list)  # by index
@@ -147,7 +147,7 @@ class TextEncoder:
     # The programs.
 
     def begin(self, first: Tree, rows: Any) -> Any:
-        """Return the embedded tokens of a tile, and its attention biases (None for models without).
+        """Return the embedded tokens of a tile, and its attention biases (None for most models).
 
         A tile is a batch of texts. `first` has the weights outside the blocks, `rows` the arrays of
         a `TextTile`.

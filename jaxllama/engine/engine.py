@@ -148,9 +148,9 @@ class Engine:
         repeat_calls(self._batch, next_call)
 
     def tell_of_blocks(self, tell: Tell) -> None:
-        """Call `tell` with events about the blocks of tokens that are cached, after each step.
+        """Call `tell` after each step with events about the blocks of tokens that are cached.
 
-        The first events, of what is there now, come at once.
+        The first events, which list the blocks cached now, come before this method returns.
         """
         self._cached_blocks = CachedBlocks(self.slots, self.prompt_store, tell)
 

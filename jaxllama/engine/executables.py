@@ -29,14 +29,14 @@ ELF = b"\x7fELF"  # an object file begins with it
 
 
 class KeptProgram(NamedTuple):
-    """The file of a compiled program."""
+    """A compiled program as it is written to a file."""
 
     size: int  # bytes
     seconds: float  # that compiling took
 
 
 class Executables:
-    """The compiled programs of one key, in a folder."""
+    """The files of compiled programs that belong to one key, in a folder."""
 
     def __init__(self, root: Path, key: str) -> None:
         self.folder = root / key

@@ -94,7 +94,7 @@ class Generation:
         )
 
     def rewind(self, *, redraw: bool) -> None:
-        """Go back to WAITING after a fault; with `redraw`, all emitted tokens are drawn again.
+        """Return to the phase WAITING after a fault; with `redraw`, draw all emitted tokens again.
 
         Tokens drawn again are not emitted a second time.
         """

@@ -21,7 +21,7 @@ class Guide:
 
     @property
     def is_done(self) -> bool:
-        """Say whether the answer is complete, so that no token can follow."""
+        """Say whether the answer is complete under its constraint, so that no token can follow."""
         return not self.due and self._follower.done
 
     def advance(self, token: int) -> None:

@@ -80,9 +80,9 @@ class Guides:
     def follow(self, generation: Generation, token: int, *, rows: int) -> bool:
         """Advance a generation's constraint by `token`, the one that was drawn.
 
-        Returns True if tokens that it forces were emitted, which then have to be prefilled. That is
-        done only for enough tokens: the more `rows` share a decode step, the cheaper is a token
-        there.
+        Returns True if forced tokens after it were emitted, which then have to be prefilled. That
+        happens only if there are enough of them: the more `rows` share a decode step, the cheaper
+        is a token in a step.
         """
         guide = generation.guide
         if guide is None:
@@ -95,7 +95,7 @@ class Guides:
 
         A forced token is the only one that the constraint `guide` allows. Returns False, and emits
         nothing, if there are fewer than `shortest`, or if each token needs a decode step: for
-        log-probabilities, for samplers that keep state, or because prefill rounds differently. Also
+        log-probabilities, for samplers that keep state, or because prefill gives other bits. Also
         returns False if the answer has ended.
         """
         request = generation.request

@@ -29,7 +29,10 @@ def size_of(like: Any) -> int:
 
 
 def unpack(parcel: UInt8[Array, " B"], like: T) -> T:
-    """Unpack what `pack` made into a tree with the shapes and types of `like`; traceable by JAX."""
+    """Convert the bytes that `pack` made back to a tree like `like`, in code that JAX traces.
+
+    `like` has the shapes and types of the arrays.
+    """
     leaves, begin = [], 0
     for leaf in jax.tree.leaves(like):
         end = begin + bytes_of(leaf)
@@ -44,7 +47,7 @@ def bytes_of(leaf: Any) -> int:
 
 
 def read(raw: UInt8[Array, " B"], shape: tuple[int, ...], dtype: np.dtype) -> Array:
-    """Convert raw bytes into an array of this shape and type; traceable by JAX."""
+    """Convert raw bytes to an array of this shape and type, in code that JAX traces."""
     if dtype == np.bool_:
         return raw.reshape(shape) != 0
     if dtype.itemsize == 1:

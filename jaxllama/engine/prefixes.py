@@ -56,11 +56,11 @@ class SlotTokens:
         return self._path[self.count // BLOCK - 1] if self.count >= BLOCK else None
 
     def append(self, token: int) -> None:
-        """Note that one more token of the slot is cached."""
+        """Record that one more token is cached in the slot."""
         self.extend((token,))
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Note that these tokens are cached next; drop planned tokens if they differ from these.
+        """Record that these tokens are cached next; drop planned tokens if they differ from these.
 
         Planned tokens are those that the slot will hold once its prompt is prefilled.
         """
@@ -90,7 +90,7 @@ class SlotTokens:
         self._truncate(self.count)
 
     def restart(self, root: TokenBlock) -> None:
-        """Forget all tokens; later tokens of the slot are kept in the tree of `root`."""
+        """Forget all tokens; later tokens are recorded in the tree of prefixes with this root."""
         self.cut(0)
         self.root = root
 
@@ -137,9 +137,9 @@ class SlotTokens:
 
 
 def known_blocks(root: TokenBlock, tokens: bytes) -> list[TokenBlock]:
-    """List the tree's blocks for the longest prefix of `tokens` in it, from the root on.
+    """List the blocks of the tree that make up the longest prefix of `tokens` in it.
 
-    `tokens` are int32 token ids as bytes.
+    The list begins at the root. `tokens` are int32 token ids as bytes.
     """
     path: list[TokenBlock] = []
     block = root

@@ -42,7 +42,10 @@ OnLogits = Callable[[np.ndarray], object]  # gets logits [R V] of consecutive to
 
 
 class Probes:
-    """The probes of one engine; each raises QueueFull if no slot is free."""
+    """Probes compute log-probabilities or hidden states of known tokens, without drawing any.
+
+    Each method raises QueueFull if no slot is free.
+    """
 
     def __init__(
         self, batch: Batch, slots: SlotTable, prompts: Prompts, recovery: Recovery

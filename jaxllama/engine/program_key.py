@@ -44,7 +44,7 @@ IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import|import[ \t]+(.+)
 
 
 def program_key(parts: Iterable[object]) -> str:
-    """Return a digest (hex) of `parts`, this machine and the package's own sources."""
+    """Return a digest (hex) of `parts`, of this machine, and of the package's source files."""
     digest = hashlib.sha256()
     for part in (*parts, *machine(), sources()):
         digest.update(repr(part).encode() + b"\0")
@@ -52,7 +52,7 @@ def program_key(parts: Iterable[object]) -> str:
 
 
 def machine() -> tuple[object, ...]:
-    """List what this machine adds to the key: versions, drivers, flags, devices, CPU features."""
+    """List facts of this machine for the key: versions, drivers, flags, devices, CPU features."""
     devices = jax.devices()
     return (
         jax.__version__,
@@ -90,7 +90,7 @@ def cpu_features() -> str:
 
 
 def sources() -> str:
-    """Return a digest of this package's own sources: an edit may change a program."""
+    """Return a digest of this package's source files, because an edit may change a program."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for folder in FOLDERS:

@@ -201,7 +201,7 @@ class Programs:
             raise
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Compile or load all programs; afterwards `traces` does not change.
+        """Compile or load all programs; afterwards no program is traced any more.
 
         Calls `progress` as `prepare` does. `decode_lean` is left out unless the kernels prefer it,
         because nothing calls it any more.
@@ -415,7 +415,10 @@ class Programs:
         return self.blueprints.compiler_options()
 
     def _try_samplers(self) -> None:
-        """Trace the samplers, unless a program is on disk: it was saved after they had passed."""
+        """Check that JAX can trace the samplers, unless a compiled program is on disk.
+
+        Programs are saved only after the samplers have passed.
+        """
         if not self._is_kept(FIRST[0]):
             self.bank.try_samplers()
 

@@ -36,7 +36,7 @@ HEADER = struct.Struct(f"<{DIGEST_BYTES}s{DIGEST_BYTES}sI{KEY_BLOCK * TOKEN_BYTE
 
 
 class BlockFile(NamedTuple):
-    """The content of a file."""
+    """The content of a file of the prompt cache: one block of tokens with its columns."""
 
     parent: bytes  # digest of the prefix before it
     tokens: bytes
@@ -44,7 +44,7 @@ class BlockFile(NamedTuple):
 
 
 class PromptFiles:
-    """The files of one key in a folder."""
+    """The files of the prompt cache that belong to one key, in a folder."""
 
     def __init__(self, root: Path, key: str, columns: Columns, vocab_size: int) -> None:
         """Keep the files in a folder of `root` that belongs to `key`.
@@ -184,10 +184,10 @@ def place(
     placed: dict[bytes, StoredBlock],
     store: PromptStore,
 ) -> StoredBlock | None:
-    """Add the block with this digest to the store, after the blocks of its prefix.
+    """Add the block with this digest to the store, after adding the blocks before it.
 
     `found` are the blocks read from disk, `placed` those already in the store, both by digest.
-    Returns None if a block of the prefix is missing.
+    Returns None if a block before it is missing.
     """
     chain: list[bytes] = []
     while digest != BEGINNING and digest not in placed:
@@ -218,7 +218,7 @@ def drop_others(root: Path, own: Path, most: int) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Say whether a path is a private folder whose name is a key, so that it holds blocks."""
+    """Say whether a path is a folder of blocks: private, and with a key as its name."""
     name = path.name
     return len(name) == KEY_HEX and set(name) <= set("0123456789abcdef") and is_private(path)
 

@@ -28,10 +28,10 @@ LEAST = 32  # tokens: fewer are computed again sooner than they are copied twice
 
 
 class StoreFollower(Protocol):
-    """Follows the blocks of a store."""
+    """A function that the store calls for each change of its blocks."""
 
     def __call__(self, block: "StoredBlock", *, is_added: bool) -> None:
-        """Get a block that the store has just added, or is about to remove."""
+        """Receive a block that the store has just added, or is about to remove."""
 
 
 ReadBlock = Callable[[int], Columns]  # reads the block of columns that begins at this token
@@ -54,7 +54,7 @@ class StoredBlock:
         self.children: dict[bytes, StoredBlock] = {}
 
     def having(self, tokens: bytes) -> "StoredBlock | None":
-        """Return a child of this block that begins with these tokens (int32 as bytes), or None."""
+        """Return the child whose tokens begin with `tokens` (int32 as bytes); None without one."""
         whole = self.children.get(tokens)
         if whole is not None or len(tokens) == STORED_BYTES:
             return whole
@@ -83,7 +83,10 @@ class StoredPrefix:
 
 
 class PromptStore:
-    """The stored blocks of one engine, at most so many bytes; none at all with 0."""
+    """Cache columns of prompt prefixes in host memory, in blocks of bounded total size.
+
+    A bound of 0 bytes stores nothing.
+    """
 
     def __init__(self, most_bytes: int, block_bytes: int) -> None:
         self.most = most_bytes // block_bytes  # blocks
@@ -215,7 +218,7 @@ class PromptStore:
             self._settle(self._unsettled[0])
 
     def forget_unsettled(self) -> None:
-        """Remove the blocks that are not in host memory yet: what computed them may have failed."""
+        """Remove the blocks whose copy from the device has not arrived, after a fault."""
         while self._unsettled:  # the last first: it has no children
             block = self._unsettled.pop()
             if block in self._order:

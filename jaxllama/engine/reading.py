@@ -19,7 +19,7 @@ Drawn = tuple[Generation, int | None, TokenLogprobs | None]  # no token: NaN log
 
 
 class Sent(NamedTuple):
-    """A decode call that was sent and is not read yet."""
+    """A decode call that was sent to the device and whose result is not read yet."""
 
     output: StepOutput
     steps: int  # the most steps it may take

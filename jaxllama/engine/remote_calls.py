@@ -19,7 +19,7 @@ ARRAY, RUNS = 1, 2  # kinds of msgpack's extensions
 
 
 class RemoteCall(msgspec.Struct, array_like=True, frozen=True):
-    """One call of a method of the batch."""
+    """One call of a method of Batch, as it is sent to the other hosts."""
 
     method: str
     positional: list[Any]
@@ -27,7 +27,7 @@ class RemoteCall(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ArrayParts(msgspec.Struct, array_like=True, frozen=True):
-    """An array as it is sent."""
+    """The dtype, shape and bytes of an array that is sent to the other hosts."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -46,7 +46,7 @@ OnDrop = Callable[[Slot, int], object]  # gets a slot, and how many of its token
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot for a new request, and the slot from which a longer prefix can be copied."""
+    """The slot chosen for a new request, and the slot from which a longer prefix can be copied."""
 
     slot: int
     reused: int  # prompt tokens already cached in the slot

@@ -28,7 +28,7 @@ StateLeaves: TypeAlias = tuple[Any, ...]  # the arrays of a `DecodeState`, in th
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """The state of all slots; see `shapes.py` for the letters."""
+    """The state of all slots on the device; `shapes.py` explains the letters in array shapes."""
 
     cache: KVCache
     tokens: Int32[Array, "S T"]  # prompt and generated tokens, the pending one included

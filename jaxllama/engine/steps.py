@@ -104,7 +104,10 @@ class Steps:
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
 
     def _model(self, params: Tree, *, for_prompts: bool = False) -> Llama | SpreadLlama:
-        """Return the model with its weights; its blocks for rows of prompts, if asked."""
+        """Return the model with the weights `params`, or with weights for rows of prompts.
+
+        `for_prompts` chooses the second form, in which kernels may compute prompts another way.
+        """
         where = self.where
         if for_prompts:
             params = self._with_blocks_for_prompts(params)
@@ -316,7 +319,7 @@ class Steps:
         return lax.fori_loop(0, has_drafts, ahead, found)
 
     def _drafts(self, state: DecodeState, active: Bool[Array, " S"]) -> Drafts:
-        """Draft the next tokens of every row, as many as are worth their time.
+        """Draft the next tokens of every row, as many as are likely enough to save time.
 
         A row drafts no more tokens than it may still generate, so their columns never lie beyond
         those of the slot.

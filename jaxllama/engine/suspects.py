@@ -14,7 +14,7 @@ CLEARED_AFTER = 8  # tokens a suspect must draw alone
 
 
 class Suspects:
-    """The suspects that wait, and the one that runs alone."""
+    """The requests suspected of a fault: those that wait, and the one that runs alone."""
 
     def __init__(self) -> None:
         self.waiting: deque[Generation] = deque()
@@ -26,10 +26,10 @@ class Suspects:
         return self.alone is not None or bool(self.waiting)
 
     def judge(self, live: list[Generation]) -> tuple[list[Generation], Generation | None]:
-        """Return which `live` requests to replay together after a fault, and the one to blame.
+        """After a fault, return which requests to replay together, and the one that caused it.
 
-        The latter may be None. Requests with a second fault become suspects, which are replayed
-        alone.
+        `live` are the requests in progress. The second result is None if it is not known which one
+        caused the fault. Requests with a second fault become suspects, which are replayed alone.
         """
         self._drawn = 0
         for generation in live:
@@ -42,9 +42,10 @@ class Suspects:
         return [one for one in live if one.faults == 1], None
 
     def excuse(self, live: list[Generation]) -> list[Generation]:
-        """Return which of the `live` requests to replay together after a fault that none caused.
+        """Return the requests to replay together after a fault that none of them caused.
 
-        Suspects stay suspects; one that ran alone goes first again.
+        `live` are the requests in progress. Suspects stay suspects; one that ran alone runs first
+        again.
         """
         if self.alone in live and self.alone is not None:
             self.waiting.appendleft(self.alone)

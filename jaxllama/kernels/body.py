@@ -100,7 +100,7 @@ class Weight(Protocol):
 
 @runtime_checkable
 class ExpertWeights(Protocol):
-    """The matrices of all experts that take the same place; a pytree, as a weight is."""
+    """One kind of matrix (gate, up or down) of all experts of a layer; a pytree, like a weight."""
 
     def gated(
         self,
@@ -112,8 +112,8 @@ class ExpertWeights(Protocol):
     ) -> Float[Array, "L O"]:
         """Return activation(x · gate) * (x · up) for the expert with the index `expert`.
 
-        These are the gate matrices, `up` are the up matrices of all experts. Only rows in the mask
-        `active` are used.
+        This object holds the gate matrices, `up` the up matrices of all experts. Only rows in the
+        mask `active` are used.
         """
 
     def matmul(
@@ -126,7 +126,7 @@ class ExpertWeights(Protocol):
 
 
 class AdapterRows(NamedTuple):
-    """The low-rank adapter of every row, by its number in the adapter arrays, and its scale."""
+    """The adapter of every row: its number in the adapter arrays, and the scale of its effect."""
 
     number: Int32[Array, " L"]  # below 0: none
     scale: Float[Array, " L"]
@@ -173,7 +173,7 @@ class AdapterShape(NamedTuple):
 
 
 class GroupMember(NamedTuple):
-    """One of several matrices that read the same rows."""
+    """One matrix of a group; the matrices of a group multiply the same rows."""
 
     weight: Any  # a Weight, or a mark that the first member contains this one
     bias: Any
@@ -201,7 +201,7 @@ class UnreadMatrix(NamedTuple):
 
 
 def in_memory(matrix: HostMatrix | UnreadMatrix) -> HostMatrix:
-    """Return the whole matrix, read from its file if it still lies there."""
+    """Return the whole matrix, after reading it from its file if it is not in memory."""
     return matrix.read(None) if isinstance(matrix, UnreadMatrix) else matrix
 
 
@@ -218,7 +218,7 @@ class GroupKind(Enum):
 
 
 class MatrixGroup(NamedTuple):
-    """Matrices that read the same rows, with their biases, as they come from a file."""
+    """Matrices that multiply the same rows, with their biases, as they come from a file."""
 
     kind: GroupKind
     matrices: list[HostMatrix | UnreadMatrix]
@@ -227,7 +227,7 @@ class MatrixGroup(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """The devices and the form in which weights are stored."""
+    """The devices on which weights are stored, and the dtype and form in which they are."""
 
     mesh: Mesh
     dtype: str
@@ -310,7 +310,7 @@ class AttentionOps(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """The result of one pass over all logits of every row."""
+    """The largest logit of every row, and whether the row is sound."""
 
     token: Int32[Array, " S"]  # of the largest logit; the lowest id among equals
     best: Float[Array, " S"]  # that logit
@@ -346,7 +346,7 @@ class Choosing(Protocol):
     def set_aside(
         self, logits: Float[Array, "S V"], active: Bool[Array, " S"], /
     ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-        """Return the logits, which may be changed in place, and a copy of the active rows."""
+        """Return the logits, which the caller may change in place, and a copy of active rows."""
 
     def survey(self, logits: Float[Array, "S V"], active: Bool[Array, " S"], /) -> Survey:
         """Find the largest logit of every row, and whether the row is free of NaN and +inf."""
@@ -372,8 +372,9 @@ class Choosing(Protocol):
     ) -> tuple[Best, Int32[Array, " S"]]:
         """Drop the candidates that are not in the mask `keep`, in the rows where `on` is true.
 
-        `best` holds the candidates; in the result the kept ones are at the front and their shares
-        are recomputed. Also returns the id of the last kept candidate of each row.
+        If that would drop all candidates of a row, none is dropped. `best` holds the candidates; in
+        the result the kept ones are at the front and their shares are recomputed. Also returns the
+        id of the last kept candidate of each row.
         """
 
     def draw(

@@ -116,7 +116,7 @@ def dense_of(value: Packed) -> np.ndarray:
 
 
 def one_of(stack: Packed, place: int) -> Packed:
-    """Return the matrix at index `place` of a stack of packed matrices."""
+    """Return the matrix at index `place` of a stack of packed matrices, such as experts."""
     return dataclasses.replace(
         stack,
         codes=stack.codes[place],

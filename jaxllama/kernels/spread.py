@@ -22,9 +22,9 @@ Found = TypeVar("Found")
 
 
 def where_slot_lies(prompt: AttendPrompt) -> AttendPrompt:
-    """Wrap prompt attention for `shard_map`: the device that has the slot computes the result.
+    """Wrap prompt attention for `shard_map`: only the device that has the slot computes.
 
-    All devices get it.
+    All devices get the result.
     """
 
     def attend(

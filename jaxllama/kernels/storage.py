@@ -82,7 +82,7 @@ def stored(x: Float[Array, "*L H"], side: Side) -> Side:
 
 
 def meant(side: Side) -> Float[Array, "*L H"]:
-    """Convert keys or values from the form in which the cache stores them to float32.
+    """Convert keys or values to float32 from the form in which the cache stores them.
 
     `side` is one array, or for int8 numbers and scales.
     """

@@ -44,7 +44,7 @@ class AdaptedWeight(NamedTuple):
 
 
 class AdaptedGroup(NamedTuple):
-    """Weights of one block that adapters can change and that read the same rows."""
+    """Weights of one block that adapters can change and that multiply the same rows."""
 
     block: int
     name: str

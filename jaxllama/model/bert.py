@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class TextTile(NamedTuple):
-    """The tokens of a call; rows of padding have the text -1."""
+    """The tokens of several texts for one call; rows of padding have the text number -1."""
 
     ids: Int[Array, " L"]
     place: Int[Array, " L"]  # of a token in its text, from 0

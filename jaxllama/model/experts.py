@@ -63,7 +63,7 @@ class ExpertsLayer(Module):
 
 
 class ExpertMatrices(Module):
-    """The matrices of all experts that take the same place."""
+    """One kind of matrix (gate, up or down) of all experts of a layer."""
 
     def __init__(self, sizes: tuple[int, int, int], axes: tuple[str, str, str]) -> None:
         self.weight = Parameter(*sizes, axes=axes)

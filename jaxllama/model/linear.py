@@ -123,7 +123,10 @@ class Embedding(Module):
 
 
 class Ends(NamedTuple):
-    """How half a block reads the stream and adds its result to it."""
+    """The norms and the scale at both ends of half a block (attention or feed-forward).
+
+    They apply before it reads the residual stream, and before its result is added to the stream.
+    """
 
     before: Norm | None  # of its input
     after: Norm | None  # of its result

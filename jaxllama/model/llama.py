@@ -32,7 +32,7 @@ AttendLayer = Callable[[Projections], Attended]
 
 
 class Llama(Module):
-    """Embedding, blocks, final norm, head."""
+    """The network: embedding, blocks, final norm, and the head that computes logits."""
 
     def __init__(self, config: ModelConfig, attention: AttentionOps) -> None:
         self.config = config
@@ -193,16 +193,16 @@ class Llama(Module):
 def attending(
     attend: Attend, rotation: Rotation, layer: Layer, window: int | None
 ) -> Callable[[Projections], Attended]:
-    """Bind the rotary tables, cache and window of one layer to `attend`.
+    """Return `attend` with the rotary tables, cache and window of one layer filled in.
 
-    `window` limits how many columns a row attends to, None: all. Returns a function of queries,
-    keys and values.
+    `window` limits how many columns a row attends to, None: all. The result is a function of
+    queries, keys and values.
     """
     return lambda qkv: attend(qkv, rotation, layer, window)
 
 
 class Block(Module):
-    """Attention and feed-forward; each reads the stream and adds its result to it.
+    """Attention and feed-forward; each reads the residual stream and adds its result to it.
 
     A model norms the inputs of both, their results, or inputs and results.
     """

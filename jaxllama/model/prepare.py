@@ -51,7 +51,7 @@ class Preparation:
         self._waiting: dict[str, dict[str, Given]] = {}  # by group, until it is complete
 
     def add(self, path: str, leaf: Leaf, value: Given) -> None:
-        """Take one weight of the checkpoint, or note it until its group is complete.
+        """Take one weight of the checkpoint; keep it until its group is complete.
 
         `path` is the weight's dotted path in the model, `leaf` its shape and axes, `value` its
         numbers. A complete group is stored on the devices and leaves host memory.

@@ -36,7 +36,7 @@ class SlotAdapter(NamedTuple):
 
 
 class MatmulRows(NamedTuple):
-    """The rows of the matmuls of one group of weights, and the adapters that change them."""
+    """Which rows of a matmul are used, and the adapters that change the weights for them."""
 
     active: ActiveRows = None  # rows whose result is used; None: all of them
     group: AdapterGroup | None = None
@@ -50,7 +50,7 @@ class MatmulRows(NamedTuple):
 
 
 class BlockRows(NamedTuple):
-    """The rows of all matmuls of one block."""
+    """Which rows of a call are used, and their adapters, for all matmuls of one block."""
 
     active: ActiveRows = None
     groups: Mapping[str, AdapterGroup] = {}  # by the name of a group of weights
@@ -62,7 +62,7 @@ class BlockRows(NamedTuple):
 
 
 class RowInfo(NamedTuple):
-    """The rows of a call."""
+    """Which rows of a call are used, their positions, and their adapters."""
 
     position: Int[Array, " L"]
     active: ActiveRows  # None: all of them
@@ -83,5 +83,5 @@ ALL_ROWS = MatmulRows()
 
 
 def of_rows(adapter: SlotAdapter | None, count: int) -> Adapters | None:
-    """Give one slot's adapter to each of `count` rows; None if there is no adapter."""
+    """Return `adapter`, the adapter of one slot, for each of `count` rows; None without one."""
     return None if adapter is None else adapter.of_rows(count)

@@ -34,7 +34,10 @@ class Partitions(NamedTuple):
 
 
 class SpreadLlama:
-    """The methods of `Llama`, under `shard_map`; arguments and results are whole arrays."""
+    """The methods of `Llama`, run by every device on its part of the weights (`shard_map`).
+
+    Arguments and results are whole arrays.
+    """
 
     def __init__(
         self, config: ModelConfig, engine: EngineConfig, params: Tree, where: Partitions
@@ -119,7 +122,7 @@ class SpreadLlama:
 
     @property
     def final_norm(self) -> Norm:
-        """The final norm of the model, which every device has whole."""
+        """The final norm of the model; every device has all of it."""
         return model_of(self.own, self.params, self.engine.kernels).final_norm
 
     def _adapters(self, adapters: Adapters | None, rows: PartitionSpec) -> Any:

@@ -16,9 +16,9 @@ MOST_BETWEEN_BEATS = 3.0  # seconds; a longer gap means that the process was sto
 
 
 class AwakeClock:
-    """Counts the seconds in which the process ran, measured by a thread that beats regularly.
+    """A clock that counts only the seconds in which the process ran, not those it was stopped.
 
-    Any thread may call `time`; only one thread may call `beat`.
+    A thread calls `beat` regularly; only one thread may. Any thread may call `time`.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -63,7 +63,7 @@ class Connection(web.RequestHandler):
 
     @property
     def is_spare(self) -> bool:
-        """Whether this connection is beyond the limits and serves only routes for operators."""
+        """Whether this connection exceeds the limits: it serves only routes for operators then."""
         return self._crowd.is_spare(self)
 
     def data_received(self, data: bytes) -> None:
@@ -122,9 +122,9 @@ class Connection(web.RequestHandler):
         return self._current_request is None and not self._messages
 
     def _parse(self, data: bytes) -> None:
-        """Parse bytes with aiohttp; refuse a body of too small chunks.
+        """Parse bytes with aiohttp; refuse a body that comes in too small chunks.
 
-        A complete head stops the timer that waits for it.
+        Stops the timer for the head of a request once the head is complete.
         """
         requests, body = self._request_count, self._body
         before = body.total_bytes if body is not None else 0

@@ -114,10 +114,10 @@ class Crowd:
         return any(found in network for network in self._trusted)
 
     def _find_full_group(self, member: CrowdMember, group: str) -> str | None:
-        """Return the address group that must lose a connection for `member`; None if there is room.
+        """Return the address group that must lose a connection before `member` can be admitted.
 
-        `group` is that of the member's address (`group_of`). "" if the server is full and no
-        connection is idle.
+        None if there is room; "" if the server is full and no connection is idle. `group` is that
+        of the member's address (`group_of`).
         """
         if self._is_full_of(member, self._counts.get(group, 0)):
             return group

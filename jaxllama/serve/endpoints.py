@@ -138,7 +138,7 @@ def routes_of(endpoints: Mapping[Endpoint, Serves], models: ServedModels) -> lis
 def told_by(handler: object) -> str | None:
     """Return the body field that only this handler's route has; None if there is none.
 
-    Dialects with the same path are told apart by it.
+    The field tells apart routes of several dialects that have the same path.
     """
     return getattr(handler, "told_by", None)
 

@@ -113,7 +113,7 @@ def bearer_key(request: web.BaseRequest) -> str:
 
 
 def digest(key: str) -> bytes:
-    """Hash a key, so that comparing keys does not reveal their lengths."""
+    """Return a hash of a key, so that comparing keys does not reveal their lengths."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 

@@ -27,7 +27,7 @@ class Histogram:
         self._seconds += seconds * times
 
     def family(self, labels: Sequence[str] = ()) -> HistogramMetricFamily:
-        """Return a metric of Prometheus' client library for the histogram, without values.
+        """Return an empty metric of Prometheus' client library, to which histograms are added.
 
         `labels` are the names of its labels; several histograms of one name may `add_to` it.
         """
@@ -35,7 +35,7 @@ class Histogram:
         return HistogramMetricFamily(f"jaxllama_{self.name}_seconds", words, labels=labels)
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
-        """Add the counts to a metric, under these values of its labels."""
+        """Add the counts to the metric `family`; `labels` are the values of its labels."""
         bounds = map(floatToGoString, self.bounds)
         buckets = list(zip(bounds, accumulate(self.counts), strict=True))
         family.add_metric(labels, buckets, self._seconds)

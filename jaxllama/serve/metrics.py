@@ -142,7 +142,10 @@ class Metrics(Collector):
             registry.register(RouterMetrics(models))
 
     def tally(self, name: str) -> RequestTally:
-        """Return the observer of the model with this name; it stays when the model is unloaded."""
+        """Return the observer of the model with this name.
+
+        It is the same one when the model is unloaded and loaded again.
+        """
         return self._tallies[name]
 
     def text(self) -> bytes:
@@ -210,7 +213,7 @@ class Metrics(Collector):
         return figures
 
     def _states(self) -> Iterator[Metric]:
-        """Yield what is loaded, and how much memory it takes; of several models only."""
+        """Yield the metrics of models' states and memory, if the server has several models."""
         loaded = GaugeMetricFamily(
             "jaxllama_model_loaded", "1 while the model is loaded", labels=["model"]
         )

@@ -26,7 +26,7 @@ QUERY = "model"  # names the model where the body has no field for it
 
 
 class Uses(StrEnum):
-    """What an endpoint needs of the model that a request names."""
+    """Whether an endpoint needs the model that a request names, and whether it must be loaded."""
 
     MODEL = "model"  # it is loaded for the request
     LOADED_MODEL = "loaded model"  # the request is refused if it is not loaded
@@ -42,7 +42,7 @@ class ModelChoice:
 
 
 class ChoicePeek(msgspec.Struct):
-    """The fields of any body that a choice is made of."""
+    """The fields of a request's body that name the model or ask for a stream."""
 
     model: Any = None
     name: Any = None
@@ -65,7 +65,10 @@ async def read_choice(
 
 
 async def peek_at_body(request: web.Request, *, any_type: bool) -> ChoicePeek:
-    """Return the fields of a JSON body that choose; raise InvalidParameter if it is none."""
+    """Return the fields of a JSON body that name the model or ask for a stream.
+
+    Raises InvalidParameter if the body is no JSON object. `any_type` accepts any content type.
+    """
     body = await read_body(request, any_type=any_type)
     try:
         return msgspec.json.decode(body, type=ChoicePeek)
@@ -81,11 +84,12 @@ async def peek_at_body(request: web.Request, *, any_type: bool) -> ChoicePeek:
 async def serve_loaded(
     request: web.Request, models: ServedModels, name: str | None, framing: Framing | None, act: Act
 ) -> web.StreamResponse:
-    """Return the answer of `act`, called with the service of the named model once it is loaded.
+    """Load the model that a request names, then return the response that `act` makes.
 
-    `framing` is that of the stream which the request asks for; None: it asks for none. A stream of
-    events begins early, with comments that say so, if the load takes longer than the pause between
-    two pings; then errors become events of it.
+    `act` is called with the model's service. `framing` is the format of the stream that the request
+    asks for; None: it asks for no stream. If loading takes longer than the time between two pings,
+    a stream starts before the model is loaded, with comments that say what is being loaded; errors
+    are then sent as events of the stream.
     """
     if framing is None or not framing.ping:
         async with models.lease(name) as model:
@@ -106,5 +110,5 @@ async def serve_loaded(
 
 
 def query_names(request: web.Request) -> tuple[str, ...]:
-    """Return the names that any query may have: that of the model, if there are several."""
+    """Return the query parameters of every route: `model`, if there are several models."""
     return () if request.app[MODELS].is_single else (QUERY,)

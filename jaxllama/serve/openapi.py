@@ -114,7 +114,7 @@ def describe(
 
 
 def outline(endpoints: Mapping[Endpoint, RouteName]) -> Json:
-    """Build the OpenAPI document that only names all operations, without bodies and answers."""
+    """Build an OpenAPI document with the names of all operations, without bodies and answers."""
     paths: Json = {}
     for endpoint, name in endpoints.items():
         methods = paths.setdefault(endpoint.plain_path, {})
@@ -127,7 +127,7 @@ def outline(endpoints: Mapping[Endpoint, RouteName]) -> Json:
 
 
 def only(endpoints: Mapping[Endpoint, RouteName], operation: str) -> Mapping[Endpoint, RouteName]:
-    """Return the endpoint of the operation named `operation`, with all at its path and method."""
+    """Return the endpoints at the path and method of the operation named `operation`."""
     paths = {
         (each.path, each.method) for each, name in endpoints.items() if name.operation == operation
     }
@@ -217,12 +217,12 @@ def content_of(shape: Any, found: Mapping[int, Json]) -> Json:
 
 
 def refusal_key(name: RouteName, status: int) -> str:
-    """Return the name that a dialect's error response of a status has among the components."""
+    """Return the name, in the document's components, of a dialect's error response of a status."""
     return str(status) if name.error is ErrorBody else f"{name.dialect}-{status}"
 
 
 def describe_refusals(name: RouteName, found: Mapping[int, Json]) -> Json:
-    """Describe the error responses of a dialect, by their names among the components.
+    """Describe the error responses of a dialect, by their names in the document's components.
 
     `found` maps the id of a type to its schema.
     """

@@ -37,7 +37,7 @@ class Recordings:
     def keep(self, client: str, recording: Recording) -> str:
         """Keep a recording for a client and return its id.
 
-        Drops recordings that were used longest ago if there is no room beside it.
+        If there is no room, drops the recordings whose last use is longest ago.
         """
         id_ = f"rec-{secrets.token_hex(12)}"
         self._kept[id_] = KeptRecording(client, recording, self._clock())

@@ -90,8 +90,9 @@ class RouteTable:
     def _places(self) -> Iterator[tuple[Dialect, str, float]]:
         """Yield (dialect, path, bonus) for all routes and for the dialects' path prefixes.
 
-        Used to find the dialect whose path shares the most leading parts with a request's path:
-        `bonus` is added to their number, so that a prefix wins against a route with as many.
+        Used to find the dialect whose path shares the most leading parts with a request's path.
+        `bonus` is added to the number of shared parts: at an equal number, a prefix wins against a
+        route.
         """
         for (_, route), owned in self._routes.items():
             yield owned[0].dialect, route, 0.0
@@ -122,9 +123,9 @@ def common_parts(path: list[str], route: list[str]) -> int:
 
 
 def share(owned: list[OwnedRoute]) -> Handler:
-    """Make the handler of a path that several dialects have: a field of the body decides.
+    """Make one handler for a path that several dialects have: a field of the body decides.
 
-    Raises ConfigError if nothing tells them apart.
+    Raises ConfigError if no field tells their bodies apart.
     """
     marked: dict[str, OwnedRoute] = {}
     rest: list[OwnedRoute] = []

@@ -81,13 +81,13 @@ def pick_union_type(value: Any, union: inspect.UnionType) -> inspect.Type:
 
 @functools.cache
 def type_of(shape: type[msgspec.Struct]) -> inspect.Type:
-    """Return msgspec's description of a struct type (cached)."""
+    """Return msgspec's description of a struct type; the result is cached."""
     return inspect.type_info(shape)
 
 
 @functools.cache
 def names_in(shape: type[msgspec.Struct]) -> frozenset[str]:
-    """Return all field names of a struct type, at any depth (cached)."""
+    """Return all field names of a struct type, at any depth; the result is cached."""
     names: set[str] = set()
     seen: set[Any] = set()
     rest: list[Any] = [type_of(shape)]

@@ -167,7 +167,7 @@ class ResponseStream:
             self._wrote = self._loop.time()
 
     def _can_write_now(self, raw: bytes) -> bool:
-        """Say whether `raw` fits the send buffer, which is empty: writing it needs no timer."""
+        """Say whether `raw` fits into the send buffer now, so that writing needs no timer."""
         transport = self._request.transport
         return (
             transport is not None

@@ -457,8 +457,8 @@ class GenerationService:
     async def _feed(self, answers: Answers, asks: Iterator[Ask]) -> None:
         """Queue the tasks `asks` one after the other; their events go to the stream `answers`.
 
-        Waits while too many earlier answers are unfinished. An error of a task fails the whole
-        request.
+        Waits while too many of the answers queued earlier have not ended. An error of a task fails
+        the whole request.
         """
         most = AHEAD * self.model.engine.config.slots
         try:
@@ -480,7 +480,7 @@ class GenerationService:
         await until_room(queue)
 
     def _settle(self, answers: Answers) -> None:
-        """Log and count a request if its handler has left it and all its answers are over."""
+        """Log and count a request once its handler has left it and all its answers have ended."""
         if answers.reason is None or not all(choice.is_over for choice in answers.choices):
             return
         outcome = outcome_of(answers)

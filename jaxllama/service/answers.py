@@ -131,7 +131,7 @@ class Answers:
         self.running += len(choices)
 
     def retire(self) -> None:
-        """Forget the answers that are over; keep only their token counts.
+        """Forget the answers that have ended; keep only their token counts.
 
         Otherwise a request of many rounds would need more and more memory.
         """

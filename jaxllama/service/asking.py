@@ -85,7 +85,7 @@ def estimate_characters(value: object) -> int:
 def has_to_compile(intake: Intake, ask: Ask) -> bool:
     """Say whether the request has a constraint (schema, grammar) that takes time to compile.
 
-    That is one which is long or not compiled yet.
+    A constraint takes time if it is long or not compiled yet.
     """
     fields = {name: ask.knobs[name] for name in FIELDS if ask.knobs.get(name)}
     if not fields:
@@ -145,7 +145,7 @@ def renamed(error: InvalidParameter, names: Mapping[str, str]) -> InvalidParamet
 
 
 def in_their_words(message: str, names: Mapping[str, str], *, count: int) -> str:
-    """Replace our field names in a message by those that the client used.
+    """Replace our field names in an error message by those that the client used.
 
     `names` maps ours to the client's. Only the first `count` occurrences of each are replaced (0:
     all), as a later one may be a word of the sentence, such as "stop".

@@ -43,7 +43,7 @@ AdapterName = Callable[[int], str | None]  # by the id of a loaded adapter
 
 
 class KeptBatches:
-    """The newest published batches with their numbers, of bounded count and size."""
+    """The newest published batches of events with their numbers, bounded in count and bytes."""
 
     def __init__(self, most: int = MOST_BATCHES, most_bytes: int = MOST_BYTES) -> None:
         self._most, self._most_bytes = most, most_bytes
@@ -58,18 +58,20 @@ class KeptBatches:
             self._bytes -= len(self._batches.popleft()[1])
 
     def since(self, number: int) -> Iterator[tuple[int, bytes]]:
-        """Yield the batches from this number on, as far as they are kept."""
+        """Yield the kept batches whose number is at least `number`, as (number, bytes)."""
         return (each for each in self._batches if each[0] >= number)
 
 
 class BlockPublisher:
-    """Publishes the block events of an engine until `close`."""
+    """Publishes the block events of an engine to ZeroMQ subscribers until `close` is called."""
 
     def __init__(self, endpoint: str, *, topic: str = "", replay: str | None = None) -> None:
         """Open the sockets; raise ConfigError if that fails or pyzmq is missing.
 
-        `endpoint` is bound if it has a * or ::, or is no TCP address; otherwise connected, as vLLM
-        does. Subscribers ask at the address `replay` for batches that they have missed.
+        `endpoint` is the address to publish at. As in vLLM, the socket is bound to it if it has a *
+        or ::, or is no TCP address; otherwise the socket connects to it. `topic` is the first frame
+        of every message. At the address `replay`, subscribers ask for batches that they have
+        missed; None: they cannot.
         """
         self._zmq = zmq = imported()
         self._topic = topic.encode()
@@ -93,7 +95,7 @@ class BlockPublisher:
         self._thread.start()
 
     def follow(self, engine: Engine) -> None:
-        """Publish the blocks that an engine has, and from now on every change."""
+        """Publish the blocks that an engine has cached now, and from now on every change."""
 
         def name_of(adapter: int) -> str | None:
             return None if engine.adapters is None else engine.adapters.name_of(adapter)
@@ -101,7 +103,7 @@ class BlockPublisher:
         engine.tell_of_blocks(lambda events: self._send(batch_of(events, name_of)))
 
     def close(self) -> None:
-        """Publish what is under way, and close the sockets."""
+        """Publish the batches that are queued, and close the sockets."""
         self._send(b"")
         self._thread.join()
         self._waking.close(linger=0)
@@ -117,7 +119,7 @@ class BlockPublisher:
         return socket
 
     def _send(self, batch: bytes) -> None:
-        """Pass a batch to the thread, without waiting for it; an empty one ends it."""
+        """Queue an encoded batch for the thread, without waiting; an empty batch ends it."""
         with self._lock:
             try:
                 self._waking.send(batch, self._zmq.DONTWAIT)
@@ -125,7 +127,7 @@ class BlockPublisher:
                 logger.warning("block events are lost: %d batches wait already", MOST_UNSENT)
 
     def _run(self) -> None:
-        """Publish batches and answer subscribers until an empty batch comes."""
+        """Run the thread: publish batches and answer subscribers until an empty batch arrives."""
         sockets = [each for each in (self._wakes, self._replay) if each is not None]
         poller = self._zmq.Poller()
         for each in sockets:
@@ -153,7 +155,10 @@ class BlockPublisher:
         return True
 
     def _send_again(self, frames: Sequence[bytes]) -> None:
-        """Answer a subscriber that asks for all batches from a number on."""
+        """Send a subscriber the kept batches from the number on that it asks for.
+
+        `frames` are the parts of the subscriber's message.
+        """
         if len(frames) != ASKING_FRAMES or len(frames[2]) != SEQUENCE_BYTES:
             logger.debug("a request for past block events is not 8 bytes; it is ignored")
             return
@@ -174,17 +179,17 @@ def imported() -> Any:
 
 
 def address_of(socket: Any) -> str:
-    """Return the address of a socket, with the port that it has chosen; empty for None."""
+    """Return the address of a socket, with the port that the system chose; "" for None."""
     return "" if socket is None else socket.last_endpoint.decode().rstrip("\0")
 
 
 def is_bound(endpoint: str) -> bool:
-    """Say whether this end waits for connections at the address, by vLLM's rule."""
+    """Say whether to bind a socket to the address (vLLM's rule), rather than to connect to it."""
     return "*" in endpoint or "::" in endpoint or endpoint.startswith(("ipc://", "inproc://"))
 
 
 def sequence(number: int) -> bytes:
-    """Return the frame of a batch's number."""
+    """Return the number of a batch as the bytes of a message frame."""
     return number.to_bytes(SEQUENCE_BYTES, "big")
 
 
@@ -192,14 +197,20 @@ def sequence(number: int) -> bytes:
 
 
 def batch_of(events: Sequence[BlockEvent], adapter_name: AdapterName) -> bytes:
-    """Return a batch: the time, the events, and the rank."""
+    """Encode a batch as msgpack: the time, the events, and the rank of this engine.
+
+    `adapter_name` returns the name of a loaded adapter by its id.
+    """
     return msgspec.msgpack.encode(
         (time.time(), [fields_of(each, adapter_name) for each in events], RANK)
     )
 
 
 def fields_of(event: BlockEvent, adapter_name: AdapterName) -> tuple[Any, ...]:
-    """Return the fields of one event, its name first."""
+    """Return one event as vLLM's array of fields, which begins with the event's name.
+
+    `adapter_name` returns the name of a loaded adapter by its id.
+    """
     match event:
         case BlocksStored(blocks, medium):
             hashes, adapter = [each.hash for each in blocks], blocks[0].adapter

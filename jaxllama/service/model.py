@@ -101,7 +101,7 @@ def confine(intake: Intake, seconds: float) -> Intake:
 
 
 def release(intake: Intake) -> None:
-    """End the processes of an intake's formats and constraints; blocks until they ended."""
+    """End the processes of an intake's prompt formats and constraints; wait for their end."""
     for each in intake.formats.values():
         if isinstance(each, Confined):
             each.close()

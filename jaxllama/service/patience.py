@@ -12,7 +12,7 @@ SECONDS_PER_TRY = 0.1  # until a part tries again to get into a full queue
 
 
 async def until_room(queue: Callable[[], Awaitable[T]]) -> T:
-    """Return what `queue` returns; while it raises QueueFull, wait and call it again."""
+    """Return the result of `queue()`; while it raises QueueFull, wait and call it again."""
     while True:
         try:
             return await queue()

@@ -50,7 +50,7 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True)
 class ModelNeeds:
-    """What is known of a model before it is loaded."""
+    """The memory and the context that a model needs, estimated before it is loaded."""
 
     memory: int  # bytes: weights, cache, and room for prompts
     context: int  # tokens of prompt and answer together
@@ -58,7 +58,7 @@ class ModelNeeds:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """How one model is served: its names, how it is loaded, and how long it stays."""
+    """The settings with which one model is served: its names, its loading and its unloading."""
 
     name: str
     make_service: Callable[[], GenerationService]  # one that is not started
@@ -71,7 +71,7 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class ModelRules:
-    """What holds for all models of a server."""
+    """The settings that hold for all models of a server."""
 
     memory: int  # bytes that all loaded models may take together
     load_seconds: float  # most that a request waits for its model
@@ -116,12 +116,15 @@ class ServedModel:
 
     @property
     def is_loaded(self) -> bool:
-        """Say whether requests can be answered at once."""
+        """Say whether the model is loaded, so that requests can be answered at once."""
         return self.state is ModelState.LOADED
 
     @property
     def is_present(self) -> bool:
-        """Say whether the service can describe its model: a single one raises NotReady itself."""
+        """Say whether `service.model` may be read: the model is loaded, or the only one.
+
+        The service of an only model raises NotReady itself while the model loads.
+        """
         return self.is_loaded or self.is_single
 
     @property
@@ -131,13 +134,16 @@ class ServedModel:
 
     @property
     def expires(self) -> float | None:
-        """When the model is unloaded if no request comes, in seconds since 1970; None: never."""
+        """The time at which the model is unloaded if no request comes; None: it stays loaded.
+
+        In seconds since 1970.
+        """
         if self.keep_alive is None:
             return None
         return (time.time() if self.users else self.used) + self.keep_alive
 
     def answers_to(self, name: str) -> bool:
-        """Say whether a request can name the model, or one of its adapters, like this."""
+        """Say whether `name` is a name of the model or of one of its adapters."""
         return name == self.name or name in self.plan.aliases or name in self.adapters
 
 
@@ -177,7 +183,7 @@ class ServedModels:
 
     @classmethod
     def single(cls, service: GenerationService) -> "ServedModels":
-        """Serve the one model of `service`, under whatever name it has once it is loaded."""
+        """Make the object for a server of one model, which `service` loads and names."""
         plan = ModelPlan("model", lambda: service, is_preloaded=True)
         return cls([plan], ModelRules(memory=0, load_seconds=0.0), is_single=True)
 
@@ -228,13 +234,13 @@ class ServedModels:
 
     @property
     def slots(self) -> int:
-        """Slots of the loaded model that has the most; as many as usual if none is loaded."""
+        """The largest number of slots of a loaded model; the default number if none is loaded."""
         services = [each.service for each in self.all]
         loaded = [each.model for each in services if each.state is State.READY]
         return max((each.engine.config.slots for each in loaded), default=EngineConfig.slots)
 
     def observe(self, make: Callable[[str], Observer]) -> None:
-        """Let `make` give each model an observer of its requests, by the model's name."""
+        """Call `make` with each model's name; it returns the observer of that model's requests."""
         self._observe = make
         for each in self.all:
             each.service.observer = make(each.name)
@@ -269,7 +275,7 @@ class ServedModels:
         )
 
     def loaded(self, name: str | None) -> ServedModel:
-        """Return the model that a request names if it is loaded; raise NotReady if it is not."""
+        """Return the model that a request names; raise NotReady if it is not loaded."""
         found = self.find(name)
         if not self.is_single and not found.is_loaded:
             raise NotReady(
@@ -285,11 +291,11 @@ class ServedModels:
 
     @asynccontextmanager
     async def lease(self, name: str | None) -> AsyncIterator[ServedModel]:
-        """Load the model that a request names, if it is not loaded, and keep it until the end.
+        """Keep the model that a request names loaded during a `with` block; load it if needed.
 
-        Cancelling the request leaves the load to others who wait. Raises UnknownModel, ModelFailed
-        if the model cannot be loaded, and NotReady if there is no room for it now or it takes too
-        long.
+        If the request is cancelled, the load continues for other requests that wait for it. Raises
+        UnknownModel, ModelFailed if the model cannot be loaded, and NotReady if there is no memory
+        for it now or the load takes too long.
         """
         model = self.find(name)
         if self.is_single:
@@ -306,7 +312,10 @@ class ServedModels:
             self._expect_end(model)
 
     async def load(self, name: str, *, waits: bool = True) -> ServedModel:
-        """Load a model; without `waits`, only begin to. Errors are those of `lease`."""
+        """Load a model and return it; with `waits` False return at once, while it loads.
+
+        Raises the errors of `lease`.
+        """
         self._need_several()
         if waits:
             async with self.lease(name) as model:
@@ -317,7 +326,7 @@ class ServedModels:
         return model
 
     async def unload(self, name: str) -> ServedModel:
-        """Unload a model; raise ModelInUse if it loads, or a request uses it."""
+        """Unload a model; raise ModelInUse if it is being loaded or a request uses it."""
         self._need_several()
         model = self.find(name)
         if model.state is ModelState.LOADING or (model.is_loaded and model.users):
@@ -347,7 +356,7 @@ class ServedModels:
         self.ready.set()
 
     async def _until_loaded(self, model: ServedModel) -> None:
-        """Wait until a model is loaded, loading it if nobody does; raise the error if it fails."""
+        """Wait until a model is loaded, starting the load if needed; raise the load's error."""
         clock = asyncio.get_running_loop().time
         end = clock() + self.rules.load_seconds
         while not model.is_loaded:
@@ -375,7 +384,10 @@ class ServedModels:
         state: ModelState,
         work: Coroutine[Any, Any, JaxLlamaError | None],
     ) -> asyncio.Task[JaxLlamaError | None]:
-        """Put a model into a state that `work` ends; nothing else changes it until then."""
+        """Set the model's state and start the task `work`, which loads or unloads it.
+
+        No other such task starts before this one has ended.
+        """
         model.state = state
 
         def forget(task: asyncio.Task[JaxLlamaError | None]) -> None:
@@ -387,7 +399,7 @@ class ServedModels:
         return model.change
 
     async def _load(self, model: ServedModel) -> JaxLlamaError | None:
-        """Load a model when it is its turn; return the error of those who wait, if it fails."""
+        """Load a model when its turn comes; return the error for waiting requests if that fails."""
         async with self._loading:
             try:
                 await self._make_room(model)
@@ -402,7 +414,7 @@ class ServedModels:
         return None
 
     def _note_failure(self, model: ServedModel, error: BaseException) -> JaxLlamaError:
-        """Note why a model failed; return the error for requests that name it."""
+        """Record why a model could not be loaded; return the error for requests that name it."""
         model.state, model.reason = ModelState.FAILED, str(error) or type(error).__name__
         model.needs = None  # the file may be another one at the next try
         if self.is_single:
@@ -415,7 +427,7 @@ class ServedModels:
     async def _make_room(self, model: ServedModel) -> None:
         """Unload idle models, the least recently used first, until `model` fits into the memory.
 
-        Raises ConfigError if it never fits, NotReady if requests use the models in its way.
+        Raises ConfigError if it would not fit alone, NotReady if requests use the other models.
         """
         if model.plan.measure is None:
             return
@@ -439,7 +451,7 @@ class ServedModels:
             await asyncio.wait({self._begin_unload(oldest, f"to make room for {model.name}")})
 
     def _held_beside(self, model: ServedModel) -> int:
-        """Return the bytes that all models but this one take; only one loads at a time."""
+        """Return the bytes that all models other than this one take."""
         held = (ModelState.LOADED, ModelState.UNLOADING)
         others = (each for each in self.all if each is not model and each.state in held)
         return self._lost + sum(each.memory for each in others)
@@ -476,7 +488,10 @@ class ServedModels:
             logger.info("model %s loaded in %.1f s", model.name, time.monotonic() - began)
 
     async def _guard(self, model: ServedModel, service: GenerationService) -> None:
-        """Unload a loaded model whose engine fails, so that it can be loaded again."""
+        """Wait until the engine of a loaded model fails, then unload the model.
+
+        The next request for it loads it again.
+        """
         await service.failed.wait()
         model.guard = None
         failure = service.failure or JaxLlamaError("its engine has stopped")
@@ -492,7 +507,7 @@ class ServedModels:
     # Unloading.
 
     def _expect_end(self, model: ServedModel) -> None:
-        """If a model is idle, have it unloaded after `keep_alive` more seconds without requests."""
+        """If a model is idle, schedule its unloading after `keep_alive` idle seconds."""
         self._forget_expiry(model)
         if model.is_idle and model.keep_alive is not None and not self.is_draining:
             loop = asyncio.get_running_loop()
@@ -555,7 +570,7 @@ def check_names(plans: Sequence[ModelPlan]) -> None:
 
 
 async def first_of(*events: asyncio.Event) -> None:
-    """Wait until one of the events is set."""
+    """Wait until at least one of the events is set."""
     waits = [asyncio.ensure_future(each.wait()) for each in events]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

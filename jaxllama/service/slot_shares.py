@@ -29,7 +29,7 @@ class SlotShares:
     def is_light(self, held: int, more: int) -> bool:
         """Say whether a client that holds `held` slots may take `more` slots from the reserve.
 
-        The reserve is for clients that hold few slots or none.
+        The reserve is slots kept free for clients that hold few slots or none.
         """
         return held == 0 or held + more <= self.reserved
 

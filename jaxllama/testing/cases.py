@@ -45,7 +45,7 @@ def cases_of(specs: Mapping[str, KnobSpec]) -> Iterator[Case]:
 
 
 def settings_of(specs: Mapping[str, KnobSpec]) -> Iterator[Setting]:
-    """Yield settings (values of all knobs): all low, all middle, all high, then random mixtures.
+    """Yield settings of all knobs: all low, all middle, all high, then random mixtures.
 
     `specs` are the knobs by name.
     """
@@ -109,7 +109,7 @@ def stacked(trees: list[Any]) -> Any:
 
 
 def at(tree: Any, place: int) -> Any:
-    """Return the tree with row `place` of each of its arrays, in place of the arrays."""
+    """Return a copy of the tree in which row `place` of each array stands for the array."""
     return jax.tree.map(lambda leaf: leaf[place], tree)
 
 

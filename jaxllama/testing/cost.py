@@ -49,7 +49,7 @@ class Cost(NamedTuple):
 
 
 class Added(NamedTuple):
-    """The seconds that one kind of step takes longer than another."""
+    """The seconds by which one kind of decode step takes longer than another."""
 
     best: float
     doubt: float  # the error, from the quickest turns of each group

@@ -197,9 +197,10 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " pairs"],
 def llama3_frequencies(
     rope: Rope, base: Float[np.ndarray, " pairs"]
 ) -> Float[np.ndarray, " pairs"]:
-    """Keep fast pairs, slow down slow pairs by `factor`, blend linearly in between.
+    """Return Llama 3's frequencies: high ones kept, low ones divided by `factor`.
 
-    Speed is counted in turns over the original context.
+    Those between are blended linearly. Whether a frequency is low is judged by its turns over the
+    original context; `base` are the frequencies without the rule.
     """
     turns = rope.original_context * base / (2 * math.pi)
     keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -208,7 +209,11 @@ def llama3_frequencies(
 
 
 def yarn_frequencies(rope: Rope, base: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
-    """Blend as in llama3, but linearly in the index of the pair, between two whole indices."""
+    """Return YaRN's frequencies: high ones kept, low ones divided by `factor`.
+
+    Those between are blended linearly in the index of the pair, between two whole indices. `base`
+    are the frequencies without the rule.
+    """
     pairs = len(base)
 
     def index_turning(turns: float) -> float:

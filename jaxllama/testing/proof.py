@@ -46,7 +46,7 @@ HINTS = {
 
 
 class Broken(AssertionError):
-    """A sampler breaks a rule: the place in the author's code, the reason, and a hint."""
+    """A sampler breaks a rule; has the place in the author's code, the reason and a hint."""
 
     def __init__(
         self, kind: type[Sampler], rule: str, why: str, *, where: str = "", hint: str = ""
@@ -188,7 +188,7 @@ def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
 
 
 def chosen_with(share: Any) -> Chosen:
-    """Return a chosen token whose probability is `share`, both under the model and as sampled."""
+    """Return a drawn token (`Chosen`) whose probability is `share`, by the model and as sampled."""
     share = jnp.float32(share)
     return Chosen(jnp.int32(1), jnp.log(share), share, share)
 

@@ -60,7 +60,7 @@ def check_host(proof: Proof) -> None:
 
 
 def check_numbers(proof: Proof) -> None:
-    """Any setting fits the same program: changing knob values never recompiles."""
+    """Changing the values of knobs never recompiles: all settings fit the same program."""
     _ = proof.started
     proof.step(proof.leaves_off, proof.rows)
     proof.step(proof.batch_step[0], proof.rows)
@@ -246,7 +246,7 @@ def run_check(name: str, proof: Proof) -> None:
 
 
 def moved_logits(proof: Proof) -> Iterator[tuple[Case, np.ndarray]]:
-    """Yield each case that switches the sampler on, with the logits that the sampler returns.
+    """Yield each test row that switches the sampler on, with the logits that the sampler returns.
 
     Yields nothing for a filter, which returns no logits.
     """
@@ -288,7 +288,7 @@ def takes_relative_logits(kind: type[Sampler]) -> bool:
 
 
 def declared(kind: type[Sampler], said: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Return the probability of each token that follows from the sampler's result for one row.
+    """Return the probability of each token that the sampler's result for one row implies.
 
     `said` is what the sampler `kind` returned for `logits`: new logits, or of a filter a mask of
     the sorted tokens.

@@ -44,7 +44,7 @@ SMALL = EngineConfig(slots=4, context=256, steps_per_sync=1, candidates=TINY.voc
 
 
 class ScriptedEngine(Engine):
-    """The engine, over programs that answer from a script."""
+    """The real engine on programs that take tokens from a script instead of a model."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class ScriptedPrograms(Programs):
         return state, output
 
     def said(self, row: ScriptedRow, allowed: np.ndarray | None) -> int | None:
-        """Return the script's next token for the answer in `row`; None: its logits are NaN.
+        """Return the script's next token for the answer in `row`; None if its logits are NaN.
 
         Raises the error that the script has in place of a token. `allowed` is the constraint's mask
         of tokens; None: all are allowed.

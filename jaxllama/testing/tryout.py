@@ -21,7 +21,10 @@ KnobValues = Mapping[str, object]
 
 
 class Tryout:
-    """A bank of `samplers` for up to `slots` rows; all tokens that survive in a row are listed."""
+    """A bank of `samplers` for up to `slots` rows, with which samplers can be tried out.
+
+    For each row, all tokens that can be drawn are listed.
+    """
 
     def __init__(
         self,
@@ -49,7 +52,8 @@ class Tryout:
     ) -> ChosenTokens:
         """Draw a token for each row of `logits`, and return what was drawn.
 
-        `fields` are fields of `Rows`, one value for all rows or one for each.
+        `knobs` are those of all rows, or a list with the knobs of each row. `fields` are fields of
+        `Rows`, one value for all rows or one for each.
         """
         return self.step(self.fill(knobs), logits, **fields)[1]
 

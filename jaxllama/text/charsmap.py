@@ -71,10 +71,10 @@ class CharacterMap:
 
 
 def starts_of(units: NDArray[np.int64], where: str) -> str:
-    """Return a regular expression for every character that has a rule or begins a longer one.
+    """Return a regular expression for the places in a text where a rule may apply.
 
-    A character that only begins longer rules must be followed by one that can continue them.
-    `units` are the units of the trie; errors name `where`.
+    It matches every character that has a rule, and every character that begins a longer rule if one
+    that can continue it follows. `units` are the units of the trie; errors name `where`.
     """
     alone, begin = set[int](), set[int]()  # code points
     seconds: set[int] = set()
@@ -110,10 +110,9 @@ def step(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """Return the children of some nodes of a trie as arrays: parent, label, child, has a rule.
 
-    A node is known by the number that, XORed with a label (a byte), gives the index of its child
-    with this label in `units`. `places` has these numbers of the nodes, the third array those of
-    the children; the first array has indices into `places`. Only children with one of `labels` are
-    returned.
+    `places` has a number for each node: XORed with a label (a byte), it gives the index of the
+    node's child with this label in `units`. In the result, parents are indices into `places`, and
+    children are given by such numbers. Only children with one of `labels` are returned.
     """
     reached = places[:, None] ^ labels
     inside = reached < len(units)
@@ -136,7 +135,7 @@ def is_inside_character(raw: bytes, at: int) -> bool:
 
 
 def one_of(codes: Iterable[int]) -> str:
-    """Return a regular expression for any one of the characters with these code points.
+    """Return a regular expression that matches one character with one of these code points.
 
     Neighbours are written as ranges; without code points, the expression matches nothing.
     """

@@ -29,7 +29,7 @@ EncodeStretch = Callable[[str, bool], list[int]]
 
 @dataclass(frozen=True)
 class CutKind:
-    """One kind of position at which a text may be cut."""
+    """One kind of position at which a text may be cut, such as between words."""
 
     place: str  # a pattern that matches at the position, zero characters long
     crossed: re.Pattern[bytes]  # matches in the bytes of a token that could span the position
@@ -48,13 +48,13 @@ AFTER_LINE = CutKind(
 
 @dataclass(frozen=True)
 class Cuts:
-    """The sound cuts of one tokenizer."""
+    """The positions at which a tokenizer's long texts can be cut without changing tokens."""
 
     place: re.Pattern[str] | None = None  # None: no cut is sound
     drops_space: bool = False  # the encoder itself adds a space before each piece
 
     def pieces(self, text: str) -> Iterator[str]:
-        """Yield `text` in pieces that give the tokens of the whole text when each is encoded alone.
+        """Yield `text` in pieces that together have the same tokens as the whole text.
 
         Raise InvalidParameter if more than LONGEST_UNCUT characters have no cut.
         """

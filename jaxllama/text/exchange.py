@@ -44,7 +44,7 @@ CONTROL = (TokenKind.CONTROL, TokenKind.UNKNOWN)
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """A tokenizer as its checkpoint has it: the files of a folder, or the metadata of a GGUF."""
+    """A tokenizer as stored in its checkpoint: the files of a folder, or GGUF metadata."""
 
     files: Mapping[str, bytes] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -143,8 +143,8 @@ def as_files(source: TokenizerSource) -> dict[str, bytes]:
 def as_metadata(source: TokenizerSource, size: int) -> dict[str, Any]:
     """Return the tokenizer as GGUF metadata; unused tokens fill its vocabulary up to `size`.
 
-    Metadata of a GGUF file is returned as it is. Raise UnsupportedModel if the tokenizer has more
-    than `size` tokens, or the metadata would give other tokens.
+    The metadata of a GGUF source is returned unchanged. Raise UnsupportedModel if the tokenizer has
+    more than `size` tokens, or if the metadata would give other tokens.
     """
     if source.metadata:
         return dict(source.metadata)
@@ -206,10 +206,10 @@ def words_and_merges(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
 
 
 def name_of_cutting(tokenizer: Tokenizer, *, ignores: bool) -> str:
-    """Return GGUF's name of the pre-tokenizer that splits a probe text as this tokenizer does.
+    """Return the name, in GGUF files, of the rule that splits text into words as this tokenizer.
 
     `ignores` says whether a word that is a token is never split (`ignore_merges`); the rule must
-    agree. Raise UnsupportedModel if no known rule does.
+    agree. Raise UnsupportedModel if no known rule splits a probe text in the same way.
     """
     own = tokenizer.encoder.pre_tokenizer
     with library_errors("the pre-tokenizer fails"):

@@ -118,7 +118,7 @@ def read_vocabulary(encoder: tokenizers.Tokenizer, path: Path) -> Vocabulary:
 
 
 def spelling_of(decoder: list[dict[str, Any]], path: Path) -> Spelling:
-    """Return how the texts of tokens stand for bytes, by the types of the decoder's parts.
+    """Return how the texts of tokens encode bytes, by the types of the decoder's parts.
 
     Raise BadTokenizer, naming `path`, for a decoder that is not supported.
     """
@@ -134,9 +134,10 @@ def spelling_of(decoder: list[dict[str, Any]], path: Path) -> Spelling:
 
 
 def read_specials(encoder: tokenizers.Tokenizer, path: Path) -> Specials:
-    """Return the control tokens of `encoder`; it reads other added tokens in any text by itself.
+    """Return the control tokens of `encoder`, an object of the tokenizers library.
 
-    Raise BadTokenizer, naming `path`, for a control token that is read as a whole word only.
+    Other added tokens are left out: the library finds them in any text. Raise BadTokenizer, naming
+    `path`, for a control token that is read as a whole word only.
     """
     control: dict[str, Special] = {}
     for token, added in encoder.get_added_tokens_decoder().items():

@@ -111,7 +111,7 @@ def bpe_encoder(model: SentencePieceModel, where: str) -> tokenizers.Tokenizer:
 
 
 def check_unused(model: SentencePieceModel, pieces: Iterable[str], where: str) -> None:
-    """Raise BadTokenizer if an unused piece is the union of two of `pieces`: merges would make it.
+    """Raise BadTokenizer if merges of `pieces` could make a piece that the file calls unused.
 
     SentencePiece splits such a piece again, which is not supported. Errors name `where`.
     """
@@ -149,7 +149,7 @@ def unigram_encoder(model: SentencePieceModel) -> tokenizers.Tokenizer:
 
 
 def apart(mark: str, model: SentencePieceModel) -> PreTokenizer:
-    """Build a pre-tokenizer that keeps ordinary text from becoming control tokens or byte tokens.
+    """Build a pre-tokenizer that keeps ordinary text from becoming control or byte tokens.
 
     It splits text at `mark`, with which the texts of control tokens begin, and within `<0xNN>`, so
     that no piece of the text is the text of such a token.

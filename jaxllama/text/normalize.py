@@ -46,9 +46,10 @@ class SentencePieceNormalizer:
         return normal.rstrip(self._space) if self._removes_extra else normal
 
     def _chunks(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Yield the text with the character rules applied, in chunks; True marks unchanged text.
+        """Yield the text in chunks, after the character rules, each with True or False.
 
-        False marks the replacement that a rule made, or a text to which no rule may apply.
+        True: the chunk is unchanged text. False: it is the replacement that a rule made, or a text
+        to which no rule may apply.
         """
         done = at = 0
         while self._places is not None and (found := self._places.search(text, at)) is not None:
@@ -74,7 +75,8 @@ class SentencePieceNormalizer:
 def reduced(chunks: Iterator[tuple[str, bool]]) -> Iterator[str]:
     """Yield the chunks without spaces at the start of the text, and with single spaces elsewhere.
 
-    A chunk with False keeps its inner spaces: a rule made it, or no rule may change it.
+    Chunks come with True or False. A chunk with False keeps its inner spaces: a rule made it, or no
+    rule may change it.
     """
     after_space = True
     for chunk, is_plain in chunks:

@@ -22,7 +22,7 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 
 @dataclass(frozen=True)
 class Cutting:
-    """One rule that splits text into words, and the tokenizer settings of models that use it."""
+    """One rule that splits text into words, with the tokenizer settings that go with it."""
 
     build: Callable[[], PreTokenizer]
     ignores_merges: bool = False  # a whole word that is in the vocabulary is one token

@@ -67,10 +67,10 @@ def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def is_overtaken(piece: str, cut: int) -> bool:
-    """Say whether a split of `piece` must rank after another split of the same piece.
+    """Say whether SentencePiece would rather split `piece` in another way than at `cut`.
 
-    `cut` is the length of its left part. With the pieces `a`, `ab` and `ba`, both `ab+a` and `a+ba`
+    `cut` is the length of the left part. With the pieces `a`, `ab` and `ba`, both `ab+a` and `a+ba`
     make `aba`; in the tokens `ab|a|ba` they overlap, and SentencePiece merges the left pair,
-    `ab+a`. So `a+ba` is overtaken: its left part also ends the piece.
+    `ab+a`. So `a+ba` must rank after it: its left part also ends the piece.
     """
     return piece.endswith(piece[:cut]) and not piece.startswith(piece[cut:])

@@ -70,9 +70,10 @@ class Specials:
         return self.mark.join(text[left:right] for left, right in pairwise(cuts))
 
     def unfinished(self, text: str) -> set[int]:
-        """Return positions near the end where a control token starts that later text can complete.
+        """Return positions near the end of the text where a control token may have begun.
 
-        The end counts with and without trailing white space, which templates trim.
+        Later text could complete it. The end counts with and without trailing white space, which
+        templates trim.
         """
         ends = {len(text), len(text.rstrip())}  # templates trim
         return {
@@ -104,7 +105,7 @@ class Specials:
     def split_at(
         self, text: str, pattern: re.Pattern[str], known: Mapping[str, Special]
     ) -> Iterator[str | int]:
-        """Yield the text between the matches of `pattern`, and the id in `known` of every match.
+        """Yield the text between the matches of `pattern`, and a token for every match.
 
         `known` maps texts of special tokens to tokens. A match that is not in `known` is the mark
         of `guard` and a character: the character stays in the text, without the mark.
@@ -167,7 +168,7 @@ def any_of(texts: Iterable[str]) -> str:
 
 
 def shared_heads(texts: list[str], depth: int) -> str:
-    """Return a regular expression for any one of `texts`, each without its first `depth` letters.
+    """Return a regular expression for any one of `texts` without its first `depth` characters.
 
     `texts` are sorted, all different, and begin with the same `depth` characters.
     """

@@ -87,7 +87,10 @@ def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
 
 
 def longest_head(text: str, stops: tuple[str, ...]) -> int:
-    """Return the length of the longest end of `text` that is a proper prefix of a stop string."""
+    """Return the length of the longest end of `text` that could begin a stop string.
+
+    A whole stop string does not count.
+    """
     longest = max(map(len, stops), default=1) - 1
     for length in range(min(longest, len(text)), 0, -1):
         if text.endswith(tuple(stop[:length] for stop in stops if len(stop) > length)):

@@ -31,9 +31,10 @@ class Thought:
 
 
 def thought_start(prompt: str) -> ThoughtStart:
-    """Return INSIDE if a rendered prompt ends with `<think>`, OVER if with `</think>`, else FREE.
+    """Say how a rendered prompt leaves the thoughts: begun, ended or free.
 
-    White space at the end does not count.
+    INSIDE if it ends with `<think>`, OVER if with `</think>`, else FREE. White space at the end
+    does not count.
     """
     end = prompt.rstrip()
     if end.endswith(THOUGHT_OPENER):
@@ -99,7 +100,10 @@ class ThoughtParser:
     # States: each consumes text from `_held` and returns True if parsing can continue.
 
     def _read_start(self) -> bool:
-        """Look for `<think>` at the start of the answer; return False if more text must arrive."""
+        """Look for `<think>` at the start of the answer.
+
+        Returns False if more text has to arrive to decide.
+        """
         rest = self._held.lstrip()
         if rest.startswith(THOUGHT_OPENER):
             self._held, self._state = rest[len(THOUGHT_OPENER) :], self._read_thoughts

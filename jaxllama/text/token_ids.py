@@ -39,7 +39,7 @@ def check_ids(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> Non
 
 
 def claim_id(owners: dict[int, str], token: int, text: str, path: Path) -> None:
-    """Note in `owners` that id `token` belongs to the token `text`.
+    """Record in `owners` that id `token` belongs to the token `text`.
 
     Raise BadTokenizer, naming `path`, if it already belongs to another token.
     """

@@ -160,7 +160,10 @@ class Tokenizer:
         return find_cuts(self._run, tokens)
 
     def _run(self, text: str, follows: bool) -> list[int]:
-        """Return the token ids of a text without special tokens; `follows`: it continues a text."""
+        """Return the token ids of a text without special tokens.
+
+        `follows`: the text continues another one, so no space is put before it.
+        """
         normalize = self._rules.normalize
         return run(self._encoders[follows], normalize(text) if normalize else text)
 
@@ -206,7 +209,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """What a Tokenizer is made of, by a reader that others may add tokens and rules to."""
+    """The parts of a Tokenizer, to which a reader may add tokens and rules before building it."""
 
     encoder: tokenizers.Tokenizer
     vocabulary: Vocabulary

@@ -133,7 +133,7 @@ class ToolParser:
     def _await_whole_call(self) -> bool:
         """Choose how to read a call whose keys are in an unusual order; return True.
 
-        If it looks like a call, buffer it until it is complete; otherwise emit it as text.
+        Text that looks like a call is buffered until it is complete; other text is emitted.
         """
         likely = self._hermes or FIRST_KEY.match(self._held[:MAX_HEAD])
         if likely:

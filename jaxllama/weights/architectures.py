@@ -331,18 +331,18 @@ def class_name_of(model_type: str) -> str | None:
 
 
 def family_of(config: ModelConfig) -> Architecture:
-    """Return the architecture under which a model of this configuration is written to a file.
+    """Return the architecture under which a model with this configuration is written to a file.
 
-    Several may describe the same model, and some properties have no place in any of them: who
-    writes a file reads it back and compares the configurations.
+    Several architectures may describe the same model, and some properties have no place in any of
+    them. So the writer of a file must read it back and compare the configurations.
     """
     return by_class_name(class_name_for(config), config.name)
 
 
 def class_name_for(config: ModelConfig) -> str:
-    """Return the class name of the first architecture that can have the model's properties.
+    """Return the class name of the first architecture that has a place for the model's properties.
 
-    It is LlamaForCausalLM where no property asks for another one.
+    This is LlamaForCausalLM unless a property needs another one.
     """
     has_multipliers = config.residual_scale != 1.0 or config.logit_scale != 1.0
     is_scaled = config.embed_scale != 1.0 or config.query_scale is not None
@@ -376,7 +376,7 @@ def unsupported(name: object, where: str, expected: Iterable[str]) -> Unsupporte
 
 
 def pattern_of(specs: list[LayerSpec]) -> tuple[LayerSpec, ...]:
-    """Return the shortest start of `specs` that, repeated and cut to length, equals `specs`."""
+    """Return the shortest list that gives `specs` when it is repeated and cut to its length."""
     for size in range(1, len(specs)):
         if all(spec == specs[i % size] for i, spec in enumerate(specs)):
             return tuple(specs[:size])
@@ -424,9 +424,9 @@ def expert_rules(names: ExpertNames, count: int) -> dict[str, Rule]:
 
 
 def shifted(table: Mapping[str, Rule]) -> dict[str, Rule]:
-    """Return a copy of `table` whose rules for norm weights add 1 to them when they are read.
+    """Return a copy of `table` in which the rules for norm weights add 1 when they read.
 
-    `table` maps parameter paths to rules.
+    `table` maps parameter paths to rules. For families whose files store w - 1.
     """
     return {
         path: replace(rule, steps=(Shift(1.0),)) if path.endswith("norm.weight") else rule

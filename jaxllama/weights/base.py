@@ -72,9 +72,9 @@ class Checkpoint(ABC):
         return {}
 
     def expect(self, paths: Sequence[str]) -> None:
-        """Announce the weights that are read next: parameter paths in order, each weight whole.
+        """Announce which weights are read next: parameter paths in order, each weight whole.
 
-        A format may begin to read them; by default it does not.
+        A format may start to read them in advance; by default it does not.
         """
         del paths
 
@@ -143,7 +143,7 @@ def fill(
     *,
     in_parts: bool = False,
 ) -> Tree:
-    """Build the parameter tree: read the weights one by one and keep what `place` makes of each.
+    """Read all weights one by one, pass each to `place`, and return the tree of its results.
 
     `abstract` maps parameter paths to the expected leaves; BadTensors is raised if the tensors do
     not fit. `place` is called with path, leaf and value. With `in_parts`, matrices are not read

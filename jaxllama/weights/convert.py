@@ -45,7 +45,10 @@ DTYPES = (STORED, *FLOATS, *BITS)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The form in which matrices are written; vectors are float32."""
+    """The data type and quantisation with which a checkpoint's matrices are written.
+
+    Vectors are float32.
+    """
 
     dtype: str = STORED  # one of DTYPES; "stored": as the source has them
     group: int = 32  # inputs that share a scale
@@ -62,7 +65,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class WeightError:
-    """How far one weight is from the source's: squared difference, and square of the source."""
+    """The squared difference of a written weight from its source, and the square of the source."""
 
     path: str
     form: str
@@ -150,7 +153,7 @@ def changed(path: str, leaf: Leaf, value: Stored, recipe: Recipe) -> Stored:
 
 
 def canonical(path: str, value: Stored) -> np.ndarray:
-    """Return a weight as a dense array in canonical layout."""
+    """Unpack a weight to a dense array in canonical layout; `path` is its parameter path."""
     if not isinstance(value, Packed):
         return value
     return unpacked(value) if path == EMBEDDING else dense_of(value)

@@ -154,7 +154,7 @@ def open_from(url: str, part: PartialDownload) -> http.client.HTTPResponse:
 
 
 def extent(answer: http.client.HTTPResponse) -> tuple[int, int]:
-    """Return the position of the first byte in the response, and the size of the whole file.
+    """Return the position of the response's first byte in the file, and the size of the file.
 
     The size is 0 if the server does not state it.
     """
@@ -167,7 +167,7 @@ def extent(answer: http.client.HTTPResponse) -> tuple[int, int]:
 
 
 def version_of(answer: http.client.HTTPResponse) -> str | None:
-    """Return the strong ETag of a response, else its Last-Modified; None if it has neither.
+    """Return what identifies the file's version: a strong ETag, else Last-Modified, else None.
 
     Both change with the content, which a weak ETag does not promise.
     """

@@ -52,13 +52,13 @@ def export(
 
 @dataclass
 class UnfinishedExport:
-    """A new file or folder under a name of its own, until it is complete."""
+    """A file or folder that is being written, under a temporary name until it is complete."""
 
     path: Path
     target: Path
 
     def keep(self) -> None:
-        """Rename the finished file or folder to its target name, in place of what has this name."""
+        """Rename the complete file or folder to its target name; what had this name is replaced."""
         if self.target.is_dir() and not self.target.is_symlink():
             shutil.rmtree(self.target)
         self.path.replace(self.target)
@@ -103,7 +103,7 @@ def compare(config: ModelConfig, path: Path) -> None:
 
 
 def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
-    """Yield name and value of every field of `one` that means something else in `other`.
+    """Yield name and value of every field of `one` that has another meaning in `other`.
 
     The name of the model may differ.
     """
@@ -122,14 +122,17 @@ def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
 
 
 def meaning_of(name: str, config: ModelConfig) -> object:
-    """Return the value of the field `name` of `config`; of an absent query scale, its default."""
+    """Return the value of the field `name` of `config`, with its default put in where it is None.
+
+    Only the query scale has such a default.
+    """
     if name == "query_scale":
         return config.query_scale or config.head_dim**-0.5
     return getattr(config, name)
 
 
 def turn_alike(one: Rope, other: Rope, rotated: int) -> bool:
-    """Say whether two rotary embeddings give the same angles at all positions.
+    """Say whether two rotary embeddings rotate by the same angles at all positions.
 
     `rotated` is how many numbers of a head they rotate.
     """
@@ -144,8 +147,8 @@ def turn_alike(one: Rope, other: Rope, rotated: int) -> bool:
 
 
 def of_length(rope: Rope, *, is_long: bool) -> Rope:
-    """Return `rope` as it is for texts longer than the original context, or for shorter ones.
+    """Return `rope` with the frequency divisors for long texts (`is_long`), or for short ones.
 
-    `is_long`: for longer texts, with the frequency divisors for these in place of the usual ones.
+    A long text is longer than the context that the model was first trained with.
     """
     return replace(rope, factors=rope.long_factors) if is_long and rope.long_factors else rope

@@ -218,7 +218,7 @@ def rope_fields(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def as_llama3(config: ModelConfig) -> Rope:
-    """Return Llama 3's scaling rule if the model's divisors follow it, else the rule as it is."""
+    """Return Llama 3's scaling rule if it gives the model's frequencies, else the model's rule."""
     wanted, _ = frequencies(config.rope, config.head_dim)
     for factor in LLAMA3_FACTORS:
         rope = Rope(config.rope.theta, "llama3", factor)

@@ -274,7 +274,7 @@ def halves(blocks: UInt8[np.ndarray, "O B Z"], at: int) -> Float[np.ndarray, "O 
 def look_up(
     stored: UInt8[np.ndarray, "O B C 16"], table: Int8[np.ndarray, " 16"]
 ) -> Int8[np.ndarray, "O B C 32"]:
-    """Return the numbers in `table` for 32 four-bit codes in sixteen bytes.
+    """Return, for each of 32 four-bit codes in sixteen bytes, the number in `table`.
 
     Byte j holds code j in its low and code j + 16 in its high nibble.
     """

@@ -216,7 +216,7 @@ def read_vocab_size(fields: CheckedFields, header: GgufHeader, architecture: str
 
 
 class Factors(NamedTuple):
-    """The divisors of rotated pairs that a file has as tensors; () where it has none."""
+    """The divisors of the rotation frequencies that a file has as tensors; () where it has none."""
 
     always: tuple[float, ...]  # Llama 3.1
     short: tuple[float, ...]  # Phi-3: up to the trained context

@@ -49,7 +49,7 @@ class GgufTensor:
     nbytes: int
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read the bytes of the tensor, or of them those from `start` to `stop`."""
+        """Read the bytes of the tensor from byte `start` to byte `stop`; by default all of them."""
         stop = self.nbytes if stop is None else stop
         return self.file.read(self.offset + start, stop - start)
 
@@ -150,7 +150,7 @@ class Cursor:
     def need(self, size: int, what: str) -> None:
         """Load the next `size` bytes into the buffer; raise BadHeader if the file ends before.
 
-        The error says that `what` needs them.
+        `what` names the data in the error.
         """
         stop = self.at + size
         if stop > self.end:

@@ -50,7 +50,7 @@ class HubModel:
         return "/".join([f"hf:{self.repo}", *([self.gguf] if self.gguf else [])])
 
     def is_there(self, target: Path) -> bool:
-        """Say whether the model is in the store under its final name."""
+        """Say whether the store has the complete model at `target`."""
         return target.is_dir()
 
     def check(self, target: Path) -> None:

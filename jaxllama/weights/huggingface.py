@@ -202,7 +202,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         return unpacked(self._tensors[name].read_part(name, index))
 
     def _is_idle_bias(self, name: str) -> bool:
-        """Say whether a tensor is a bias of zeros in a model without biases; GPTQ tools add it."""
+        """Say whether a tensor is a bias of zeros that GPTQ tools add to models without biases."""
         *_, layer, last = ("", *name.split("."))
         field = BIASES.get(layer)
         if not self._quantized or last != "bias" or field is None or getattr(self._config, field):

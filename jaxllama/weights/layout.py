@@ -24,7 +24,7 @@ class Step(ABC):
 
     @abstractmethod
     def apply(self, stored: Stored) -> Stored:
-        """Convert a stored tensor, or the part of it that `source` named, and return the result."""
+        """Convert a stored tensor, or the part of it that `source` returned; return the result."""
 
     @abstractmethod
     def shape(self, shape: Shape) -> Shape:
@@ -32,13 +32,13 @@ class Step(ABC):
 
     @abstractmethod
     def inverse(self) -> "Step":
-        """Return the step that undoes this one."""
+        """Return the step that turns the result back into the stored tensor."""
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return which part of the step's input to convert to get part `index` of its result.
+        """Return which part of the input has to be read to get part `index` of the result.
 
-        Also return the index of part `index` within the result of that conversion. `shape` is that
-        of the whole input. By default the whole input is converted.
+        Also return where part `index` lies in the converted part. `shape` is that of the whole
+        input. By default the whole input has to be read.
         """
         return whole(shape), index
 
@@ -62,7 +62,11 @@ class Transpose(Step):
         return self
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return `index` with its last two slices swapped, and the index of all of that part."""
+        """Return which part of the input holds part `index` of the result.
+
+        It is `index` with its last two slices swapped. Also return the index of all of that part,
+        because all of it is used.
+        """
         del shape
         inner = (*index[:-2], *index[:-3:-1])
         return inner, whole(tuple(each.stop - each.start for each in index))
@@ -70,12 +74,12 @@ class Transpose(Step):
 
 @dataclass(frozen=True)
 class UnpairRope(Step):
-    """Reorders the rows of each head: rotated neighbours become rotated halves."""
+    """Reorders the rows of each head for rotary embedding: pairs (0, 1), (2, 3) to two halves."""
 
     head_dim: int
 
     def apply(self, stored: Stored) -> Stored:
-        """Reorder the rows of each head from interleaved pairs to two halves."""
+        """Reorder the rows of each head: those of a pair, side by side, get half a head apart."""
         return move_rows(stored, self._move)
 
     def shape(self, shape: Shape) -> Shape:
@@ -83,13 +87,13 @@ class UnpairRope(Step):
         return shape
 
     def inverse(self) -> Step:
-        """Return the step that pairs the halves again."""
+        """Return the step that moves the rows of each rotated pair side by side again."""
         return PairRope(self.head_dim)
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return `index` with its rows widened to whole heads.
+        """Return which part of the input to read: the whole heads that hold the rows of `index`.
 
-        Also return the index of the wanted rows within the widened part. `shape` is not needed.
+        Also return the index of the requested rows within that part. `shape` is not needed.
         """
         del shape
         rows, size = index[0], self.head_dim
@@ -106,10 +110,10 @@ class UnpairRope(Step):
 
 @dataclass(frozen=True)
 class PairRope(UnpairRope):
-    """Reorders the rows of each head: rotated halves become rotated neighbours."""
+    """Reorders the rows of each head for rotary embedding: two halves to pairs side by side."""
 
     def inverse(self) -> Step:
-        """Return the step that separates the pairs again."""
+        """Return the step that moves the rows of each rotated pair half a head apart again."""
         return UnpairRope(self.head_dim)
 
     def _move(self, rows: np.ndarray) -> np.ndarray:
@@ -139,7 +143,10 @@ class Shift(Step):
         return Shift(-self.amount)
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return `index` itself and the index of all of that part: every number stays in place."""
+        """Return `index` itself: every number stays in its place.
+
+        Also return the index of all of that part, because all of it is used.
+        """
         del shape
         return index, whole(tuple(each.stop - each.start for each in index))
 
@@ -156,22 +163,22 @@ def arrange(stored: Stored, steps: Sequence[Step]) -> Stored:
 
 
 def arranged_shape(shape: Shape, steps: Sequence[Step]) -> Shape:
-    """Return the shape that `arrange` will give, without reading values."""
+    """Return the shape that a tensor of this shape has after the steps; no values are needed."""
     for step in steps:
         shape = step.shape(shape)
     return shape
 
 
 def inverted(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Return the steps that undo these steps."""
+    """Return the steps that turn a result of `steps` back into the stored tensor."""
     return tuple(step.inverse() for step in reversed(steps))
 
 
 def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -> Stored:
-    """Return the wanted part of the steps' result, made from the part that `sources` asked for.
+    """Apply the steps to `part` of a stored tensor, and return the requested part of the result.
 
-    `part` is that part of the stored tensor; `places` are the indices that `sources` returned with
-    it: for each step, where the wanted part lies in the result of the step.
+    `part` is the part that `sources` said to read; `places` are the indices that `sources` returned
+    with it: for each step, where the requested part lies in the step's result.
     """
     is_flipped = False
     for step, place in zip(steps, places, strict=True):
@@ -185,8 +192,8 @@ def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -
 def sources(index: Index, steps: Sequence[Step], shape: Shape) -> tuple[Index, list[Index]]:
     """Return which part of a stored tensor to read for part `index` of the result of the steps.
 
-    Also return one index per step: where the wanted part lies in what the step makes of the part
-    that was read. `shape` is that of the whole stored tensor.
+    Also return one index per step: where the requested part lies in the step's result. `shape` is
+    that of the whole stored tensor.
     """
     shapes = [shape]
     for step in steps[:-1]:

@@ -107,7 +107,7 @@ class Llama2cCheckpoint(Checkpoint):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path` is a file that begins with the magic number or possible sizes."""
+        """Say whether `path` is a file that begins with the magic number or seven likely sizes."""
         if not path.is_file():
             return False
         file = BinaryFile(path)
@@ -221,7 +221,7 @@ def config_of(header: Llama2cHeader, name: str) -> ModelConfig:
 
 
 def are_sensible(head: bytes) -> bool:
-    """Say whether the first bytes of a file may be the seven sizes of a version 0 header."""
+    """Say whether the first bytes of a file may be a version 0 header, which is seven sizes."""
     if len(head) < SIZES.size:
         return False
     width, hidden, layers, heads, kv_heads, vocab, context = SIZES.unpack_from(head)

@@ -160,10 +160,10 @@ def read_settings(fields: CheckedFields) -> AdapterSettings:
 
 
 def numbers(fields: CheckedFields, key: str, kind: type[T]) -> dict[str, T]:
-    """Return the object in field `key`: positive numbers by name of a layer; {} if it is absent.
+    """Return field `key`, an object that maps names of layers to positive numbers.
 
-    `kind` int refuses numbers that are not whole. Raise BadTensors or UnsupportedModel if it holds
-    anything else.
+    {} if the field is absent. `kind` int refuses numbers that are not whole. Raise BadTensors or
+    UnsupportedModel if the field holds anything else.
     """
     given = fields.values.get(key) or {}
     if not isinstance(given, dict):
@@ -183,7 +183,7 @@ def numbers(fields: CheckedFields, key: str, kind: type[T]) -> dict[str, T]:
 
 
 def fits(name: str, layer: str) -> bool:
-    """Say whether `name`, the end of a layer's path or all of it, means the layer `layer`."""
+    """Say whether `name`, a layer's path or the end of one, names the layer `layer`."""
     return layer == name or layer.endswith(f".{name.removeprefix('^')}")
 
 
@@ -273,7 +273,7 @@ def misfits(
 def arranged(
     pairs: Mapping[str, AdapterPair], model: ModelConfig, engine: EngineConfig
 ) -> AdapterWeights:
-    """Return the adapter's arrays by layer and group, with zeros for unchanged weights.
+    """Return the adapter's matrices by layer and group of weights, zero for unchanged weights.
 
     `pairs` has the A and B matrices by parameter path. A group is the weights that the model
     multiplies with the same input, such as queries, keys and values; their A matrices lie side by

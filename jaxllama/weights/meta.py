@@ -179,6 +179,6 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def repeats_embedding(shard: TorchFile) -> bool:
-    """Say whether a shard's output head is the same stored tensor as its embedding."""
+    """Say whether a shard stores its output head and its embedding as one tensor."""
     head = shard.tensors.get(HEAD)
     return head is not None and head == shard.tensors.get(EMBEDDING)

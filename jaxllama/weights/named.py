@@ -66,7 +66,7 @@ TUNED = re.compile("(meta)?(.*?)(it|instruct|chat|chatv1.0)?")
 
 
 def spelled_like(name: str, names: Iterable[str]) -> str | None:
-    """Return the one of `names` that is meant by another spelling; None if none is.
+    """Return the entry of `names` that `name` is another spelling of; None if there is none.
 
     Other spellings are `Qwen3-0.6B` or `llama3.2:1b-instruct`. The family alone is enough where
     there is one size: `tinyllama`.
@@ -78,6 +78,6 @@ def spelled_like(name: str, names: Iterable[str]) -> str | None:
 
 
 def letters_of(name: str) -> str:
-    """Return what spellings of a name have in common: letters, digits and dots."""
+    """Reduce a model name to the letters, digits and dots that all its spellings share."""
     found = TUNED.fullmatch(re.sub(r"[-_: ]", "", name.lower()))
     return found[2] if found else name

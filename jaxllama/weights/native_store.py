@@ -44,12 +44,12 @@ class PendingArray:
 
 
 class Room:
-    """Memory for arrays that are read one after the other.
+    """Memory for arrays that are read from disk one after the other.
 
-    Arrays of medium size share blocks, each of which goes back to the system with the last of its
-    arrays. By themselves they would leave holes in the heap, and every one of their pages would
-    cost a page fault; blocks have large pages. Small arrays may live as long as the model: they
-    share nothing.
+    Arrays of medium size are placed in shared blocks; a block is freed with the last of its arrays.
+    Allocated one by one they would leave holes in the heap and cause a page fault for each page;
+    blocks have large pages. Small arrays may stay as long as the model, so they are allocated
+    alone.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class ArrayStore:
         self._batch, self._batched = None, 0
 
     def open(self, names: Iterable[str]) -> None:
-        """Begin to open arrays, all at the same time; `start` waits for the one that it needs."""
+        """Start to open these arrays, all at once; `start` waits for the one that it needs."""
         import tensorstore  # noqa: PLC0415 - heavy
 
         for name in names:
@@ -119,7 +119,7 @@ class ArrayStore:
                 self._opened[name] = tensorstore.open(spec, open=True, read=True, context=context)
 
     def start(self, name: str, shape: Shape, dtype: str, index: Index) -> PendingArray:
-        """Begin to read part `index` of array `name`; `PendingArray.result` waits for its values.
+        """Start to read part `index` of array `name`; `PendingArray.result` waits for its values.
 
         Raise BadHeader unless the whole array has this shape and dtype.
         """
@@ -170,7 +170,7 @@ class ArrayStore:
 
 @contextmanager
 def write_errors(folder: Path) -> Iterator[None]:
-    """Convert TensorStore's errors while it writes to CheckpointError."""
+    """Within the context, convert errors of TensorStore's writing to CheckpointError."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -179,7 +179,7 @@ def write_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def read_errors(folder: Path, name: str) -> Iterator[None]:
-    """Convert TensorStore's errors while it reads array `name` to CheckpointError."""
+    """Within the context, convert errors of reading array `name` to CheckpointError."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -205,5 +205,5 @@ def chunk_shape(value: np.ndarray) -> list[int]:
 
 
 def brief(error: Exception) -> str:
-    """Return the first sentence of TensorStore's message, which names sources at length."""
+    """Return the first sentence of an error of TensorStore, without its list of source lines."""
     return str(error).partition(" [")[0][:200]

@@ -77,7 +77,7 @@ def quantize_rows(
 
 
 def usual_scales(groups: Float[np.ndarray, "O G W"], bits: int) -> Float[np.ndarray, "O G"]:
-    """Return, for each group, the scale that gives its largest weight the code farthest from 0.
+    """Return a scale for each group: its largest weight gets the code farthest from 0.
 
     The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
     """
@@ -89,7 +89,7 @@ def usual_scales(groups: Float[np.ndarray, "O G W"], bits: int) -> Float[np.ndar
 def fitted(
     groups: Float[np.ndarray, "O G W"], scales: Float[np.ndarray, "O G"], bits: int
 ) -> Float[np.ndarray, "O G"]:
-    """Return better scales: with the codes that `scales` give, these have the least squared error.
+    """Return better scales: those of least squared error for the codes that `scales` give.
 
     The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
     """

@@ -76,7 +76,7 @@ def read_scheme(folder: Path, config: CheckedFields, tensors: Entries) -> Scheme
 
 
 def check_foreign(folder: Path, tensors: Entries) -> None:
-    """Raise UnsupportedModel for tensors whose names show a layout that is not supported."""
+    """Raise UnsupportedModel if names of tensors show a quantised layout that is not supported."""
     for name in tensors:
         for ending, layout in FOREIGN.items():
             if name.endswith(ending):
@@ -87,7 +87,7 @@ def check_foreign(folder: Path, tensors: Entries) -> None:
 
 
 def guess(qweight: str, tensors: Entries) -> tuple[str, None, None, int]:
-    """Return what the tensors show of the scheme: method, None, None and the offset of zeros.
+    """Return the scheme that the tensors suggest: method, None, None and the offset of zeros.
 
     The two None stand for bits and group size, which no file states. AWQ and GPTQ are told apart by
     the shapes of the tensor `qweight` and its scales.
@@ -417,7 +417,7 @@ def sorted_groups(
 
 
 def octets(words: Int[np.ndarray, "I W"]) -> UInt8[np.ndarray, "I W 4"]:
-    """Return the four bytes of each integer, lowest first."""
+    """Return the four bytes of each 32-bit integer, the lowest byte first."""
     return np.ascontiguousarray(words, "<i4").view(np.uint8).reshape(*words.shape, 4)
 
 
@@ -439,7 +439,7 @@ def aligned(part: slice, step: int) -> slice:
 
 
 def divided(part: slice, by: int) -> slice:
-    """Return the range of packed integers that hold the weights in range `part`.
+    """Return the range of packed integers that hold the weights in the range `part`.
 
     Each integer holds `by` weights.
     """

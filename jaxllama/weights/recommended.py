@@ -82,10 +82,10 @@ def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
 
 
 def is_set(value: object) -> bool:
-    """Say whether a field has a value that turns it on: not null, false, 0, 1 or empty."""
+    """Say whether a field turns its setting on: it is not null, false, 0, 1 or empty."""
     return value not in (None, False, 0, 1, [], {})
 
 
 def as_written(value: object) -> object:
-    """Return the number that was written before float32 added digits: 0.95, not 0.949999988."""
+    """Return the short decimal number that a float32 was made from: 0.95, not 0.949999988."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -39,21 +39,22 @@ ReadPart = Callable[[str, Index], Stored]  # name of a tensor in the file, wante
 
 
 class Join(ABC):
-    """How several tensors of a file make one."""
+    """A way to make one tensor of several tensors in a file."""
 
     @abstractmethod
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Join tensors to one; `parts` are all of them, or what `sources` asked for of each."""
+        """Join tensors to one; `parts` has each tensor, or the part of it that `sources` named."""
 
     @abstractmethod
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Return the shapes of the `count` tensors that are joined to one of this shape."""
+        """Return the shapes of the `count` tensors whose joined tensor has the shape `shape`."""
 
     @abstractmethod
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Map the number of each tensor that part `index` needs to the part needed of that tensor.
+        """Return which tensors part `index` of the joined tensor needs, and which part of each.
 
-        `index` and `shape` are those of the joined tensor, `count` is the number of tensors.
+        The keys of the result are the numbers of the tensors. `index` and `shape` are those of the
+        joined tensor, `count` is the number of tensors.
         """
 
     @abstractmethod
@@ -80,9 +81,10 @@ class Concatenate(Join):
         return [with_axis(shape, self.axis, stop - start) for start, stop in ranges]
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Map the number of each tensor that overlaps `index` to the overlapping part of it.
+        """Return which tensors part `index` of the joined tensor needs, and which part of each.
 
-        `index` and `shape` are those of the joined tensor, `count` is the number of tensors.
+        The keys of the result are the numbers of the tensors. `index` and `shape` are those of the
+        joined tensor, `count` is the number of tensors.
         """
         wanted = index[self.axis]
         found = {}
@@ -117,9 +119,10 @@ class Stack(Join):
         return [shape[1:]] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Map the number of each tensor that overlaps `index` to the overlapping part of it.
+        """Return which tensors part `index` of the stack needs, and which part of each.
 
-        `index` and `shape` are those of the stacked tensor, `count` is the number of tensors.
+        The keys of the result are the numbers of the tensors. `index` and `shape` are those of the
+        stacked tensor, `count` is the number of tensors.
         """
         del shape, count
         return dict.fromkeys(range(index[0].start, index[0].stop), index[1:])
@@ -163,11 +166,12 @@ class TensorPart:
 
 @dataclass(frozen=True)
 class Rule:
-    """The origin of one weight: tensors of the file, joined or cut, then converted by the steps.
+    """How one weight is read: which tensors of a file, how they are joined, cut and converted.
 
     `theirs` is the name of one tensor, or the names of several and their `join`. Of several weights
-    from one tensor, each rule has the same `theirs` and a `cut`; together they use all of it. In a
-    format's table both the key and the names hold `{i}` in place of the layer's number.
+    from one tensor, each rule has the same `theirs` and a `cut`; together they use all of it.
+    `steps` convert the result to canonical layout. In a format's table both the key and the names
+    hold `{i}` in place of the layer's number.
     """
 
     theirs: str | tuple[str, ...]
@@ -176,7 +180,10 @@ class Rule:
     cut: TensorPart | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for several names without a way to join them, or a join and a cut."""
+        """Raise ValueError for an impossible combination of fields.
+
+        These are several names without a `join`, or both a `join` and a `cut`.
+        """
         if (len(self.names) > 1 and self.join is None) or (self.join and self.cut):
             raise ValueError(
                 f"the rule of {self.names} has join {self.join} and cut {self.cut}; expected a "
@@ -231,7 +238,7 @@ def read_weight(rule: Rule, shape: Shape, index: Index | None, read: ReadPart) -
 def restore(
     table: Mapping[str, Rule], paths: Iterable[str], read: Callable[[str], Stored]
 ) -> Iterator[tuple[str, Stored]]:
-    """Yield name and value of every tensor of a file to be written, made from our weights.
+    """Yield name and value of every tensor of a file that is to be written from our weights.
 
     `table` has the file's rules by parameter path, `paths` are the weights to write, and
     `read(path)` returns a weight in canonical layout.
@@ -246,10 +253,11 @@ def restore(
 
 
 def stored_shapes(table: Mapping[str, Rule], leaves: Mapping[str, Leaf]) -> dict[str, Shape]:
-    """Return the shape that every tensor of the file must have, by tensor name.
+    """Return the shape that every tensor of the file must have, by the tensor's name.
 
     `table` has the file's rules, `leaves` the weights' canonical shapes, both by parameter path.
-    Raises BrokenPlugin if the cuts of a tensor do not adjoin or differ from the weights' sizes.
+    Raises BrokenPlugin if the parts that the rules cut from a tensor leave gaps, overlap or differ
+    in size from the weights.
     """
     expected: dict[str, Shape] = {}
     for names, members in by_tensor(table, leaves).items():

@@ -256,9 +256,10 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read_length(folder: Path) -> tuple[int | None, bool]:
-    """Return the length limit of a text in tokens, and whether texts become lower case.
+    """Return the length limit of a text in tokens, and whether texts are converted to lower case.
 
-    The limit is None without a bound. If the folder has no file for it, the tokenizer's counts.
+    The limit is None if there is none. Without the file that states it, the limit of the tokenizer
+    counts.
     """
     for name in LENGTHS:
         if (folder / name).exists():

@@ -113,8 +113,8 @@ def read_index(folder: Path, kind: ShardKind) -> dict[str, str] | None:
 def find_shards(folder: Path, kind: ShardKind, index: Mapping[str, str] | None) -> list[Path]:
     """Return the files that hold the weights: the shards of the index, or the only file.
 
-    `index` maps tensors to shards; None if the folder has no index. Raise CheckpointError if it is
-    not clear which file to read.
+    `index` maps tensors to shards; None if the folder has no index. Raise CheckpointError if the
+    folder has several files and no index.
     """
     if index is not None:
         return [folder / name for name in sorted(set(index.values()))]

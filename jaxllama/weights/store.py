@@ -66,7 +66,7 @@ class WebModel:
         return f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{name}"
 
     def is_there(self, target: Path) -> bool:
-        """Say whether the file is in the store under its final name."""
+        """Say whether the store has the complete file at `target`."""
         return target.is_file()
 
     def check(self, target: Path) -> None:
@@ -137,9 +137,9 @@ def pull(model: str | Path | None = None, *, progress: Progress | None = None) -
 
 
 def find_source(model: str | Path | None) -> ModelSource | Path:
-    """Return where to get the model of a name or address; the path itself of an existing one.
+    """Return the source of a model given by name or address; for an existing path, the path.
 
-    None is the default model. Raise CheckpointError if it is none of these.
+    None is the default model. Raise CheckpointError if `model` is none of these.
     """
     if model is None:
         return NAMES[DEFAULT]
@@ -227,9 +227,9 @@ def remove(target: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the store's lock, so that only one process at a time writes to it.
+    """Within the context, hold the store's lock: one process at a time writes to the store.
 
-    Delete what killed processes left there.
+    Also deletes unfinished files of processes that were killed.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -243,7 +243,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Convert errors of the disk to DownloadFailed, which names JAXLLAMA_HOME as a remedy."""
+    """Within the context, convert errors of the disk to DownloadFailed.
+
+    The error names JAXLLAMA_HOME as a remedy.
+    """
     try:
         yield
     except OSError as error:

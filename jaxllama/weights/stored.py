@@ -70,10 +70,10 @@ def part_of(stored: Stored, index: Index) -> Stored:
 
 
 def between_groups(inputs: slice, packed: Packed) -> slice:
-    """Return the range of groups, of inputs that share a scale, that the range `inputs` covers.
+    """Return the range of groups that a range of inputs covers; a group shares one scale.
 
-    Raise ValueError if the range cuts a group, or the inputs of `packed` are sorted (`order`) and
-    the range is not all of them.
+    Raise ValueError if the range `inputs` cuts a group, or if the inputs of `packed` are sorted
+    (`order`) and the range is not all of them.
     """
     width, group = packed.shape[-2], packed.group
     if (inputs.start, inputs.stop) == (0, width):
@@ -121,7 +121,7 @@ def unstack(stored: Stored) -> list[Stored]:
 
 
 def alike(parts: Sequence[Stored]) -> list[Packed]:
-    """Return the parts if all are packed in the same way, else an empty list."""
+    """Return `parts` if all are Packed matrices of the same form, else []."""
     packed = [each for each in parts if isinstance(each, Packed)]
     kinds = {
         (
@@ -140,7 +140,7 @@ def merged(
     join: Callable[[list[np.ndarray]], np.ndarray],
     order: np.ndarray | None,
 ) -> Packed:
-    """Return one Packed matrix from several of the same kind.
+    """Return one Packed matrix made of several of the same form.
 
     `join` makes one array from a list of them and is applied to codes, scales and minima. `order`
     is the order of inputs of the result; None if they are not sorted.
@@ -156,10 +156,9 @@ def merged(
 
 
 def minima_around_middle(scales: np.ndarray) -> np.ndarray:
-    """Return the minima of four-bit codes of which 8 means 0: -8 times the scale.
+    """Return the minima of four-bit codes whose code 8 stands for the weight 0: -8 times the scale.
 
-    NumPy multiplies float16 by way of float32, one at a time; looking up the product is several
-    times as fast, and twice as fast again where NumPy does not check the indices.
+    NumPy multiplies float16 slowly, so the products are looked up in a table.
     """
     if scales.dtype == np.float16:
         return np.take(products_of_halves(), scales.view(np.uint16), mode="clip")
@@ -212,9 +211,9 @@ def read_rows(
 
 
 def chunks(rows: slice, step: int) -> Iterator[tuple[int, int]]:
-    """Yield start and stop of consecutive ranges of at most `step` rows that make up `rows`.
+    """Yield (start, stop) of consecutive ranges of at most `step` rows that together make `rows`.
 
-    One empty range if there are no rows.
+    Yields one empty range if there are no rows.
     """
     for start in range(rows.start, max(rows.stop, rows.start + 1), step):
         yield start, min(start + step, rows.stop)

@@ -143,7 +143,7 @@ def read_torch_pickle(raw: bytes, where: str) -> PickledDict:
 
 
 class Machine:
-    """The state of reading one pickle: position, stack, marks and memo."""
+    """An interpreter for one pickle that calls no code: position, stack, marks and memo."""
 
     def __init__(self, raw: bytes, where: str) -> None:
         self._raw = raw
@@ -272,7 +272,7 @@ class Machine:
     def hold(self, target: object, items: list[object], *, is_list: bool = False) -> PickledList:
         """Append `items` to `target`, a list or a new tuple of the pickle, and return it.
 
-        `is_list` says that `target` must be a list, else a tuple; anything else is refused.
+        Raises BadHeader if `target` is not a list (`is_list`), or not a tuple (otherwise).
         """
         if not isinstance(target, PickledList) or target.is_tuple is is_list:
             self.refuse(f"appends to {described(target)}; expected a list")
@@ -314,7 +314,7 @@ class Machine:
             self.refuse(f"calls {described(function)}; expected OrderedDict or a tensor")
 
     def find_storage(self) -> None:
-        """Push the storage that a persistent id describes."""
+        """Push the storage that a persistent id, taken from the stack, describes."""
         found = self.pop()
         items = found.items if isinstance(found, PickledList) else []
         match items:
@@ -376,7 +376,7 @@ class Machine:
     def _deepen(self, target: PickledList | PickledDict, items: Iterable[object]) -> None:
         """Update the nesting depth of `target` after `items` were put into it.
 
-        Refuse a depth above MAX_DEPTH, and changes of a container that lies in another one.
+        Raises BadHeader above MAX_DEPTH, or if a container inside another one is changed.
         """
         if target.is_placed:
             self.refuse("changes a container that lies inside of another one")
@@ -446,7 +446,7 @@ def is_count(value: object) -> bool:
 
 
 def whole_tuple(value: object) -> tuple[int, ...] | None:
-    """Return the integers of a pickled tuple of counts; None if `value` is anything else."""
+    """Return the numbers of a pickled tuple of sizes; None if `value` is anything else."""
     if not isinstance(value, PickledList) or not value.is_tuple:
         return None
     numbers = tuple(item for item in value.items if isinstance(item, int) and is_count(item))

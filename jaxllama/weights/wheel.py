@@ -145,7 +145,7 @@ class WheelFolder(Wheel):
 
 
 def extract(archive: zipfile.ZipFile, member: str, target: Path, progress: Progress | None) -> None:
-    """Write the file `member` of an archive to `target` and sync it to disk.
+    """Write the file `member` of an open archive to `target`, and sync `target` to disk.
 
     `progress`, if not None, is called with the bytes written and their total.
     """

@@ -32,12 +32,12 @@ class TheirFlag:
 
 
 def refused(*names: str, instead: str, kind: type = str) -> TheirFlag:
-    """Return a flag that is refused where it is used; `instead` tells the user what to do."""
+    """Return a flag that raises UsageError if it is given; `instead` tells the user what to do."""
     return TheirFlag(names, "refused", kind=kind, instead=instead, difference=instead)
 
 
 class TheirValues:
-    """The values of the flags, the default for one that is not given; remembers what was read."""
+    """The values of the flags, with defaults for those not given; it records which are read."""
 
     def __init__(self, values: Mapping[str, Any], given: Mapping[str, str]) -> None:
         self._values = values
@@ -66,7 +66,7 @@ Translate = Callable[[TheirValues], list[str]]  # returns our command and its ar
 
 @dataclass(frozen=True)
 class Origin:
-    """Another program: its flags, and how a command line of it becomes one of ours."""
+    """Another program: its flags, and the function that makes a command line of ours of them."""
 
     name: str
     summary: str

@@ -22,7 +22,7 @@ SamplerNames = Sequence[str]
 
 
 class Adjusting(NamedTuple):
-    """The adjusters of every row, and the rows in which they act."""
+    """The knobs of all adjusters for every row, and masks of the rows in which they act."""
 
     kinds: Mapping[str, type[Adjuster]]  # in order
     sets: Mapping[str, Sets]  # the token sets of each adjuster
@@ -51,7 +51,7 @@ def adjust(
     rows: Rows,
     logits: Float[Array, "S V"],
 ) -> AdjustedLogits:
-    """Apply all adjusters in order to the rows of logits.
+    """Apply all adjusters, the samplers that change single logits, to the rows of logits.
 
     Also returns which rows had no NaN or +inf before. `kinds`, `sets` and `bank` hold the class,
     the token sets and the knobs of each adjuster by its name; `ops` are the kernels' operations on
@@ -146,7 +146,7 @@ def ask(
     """Call the adjuster `name` for every row of `logits`; return the new logits.
 
     `adjusting` holds its knobs and token sets. The N logits of a row are those of the vocabulary or
-    of the tokens in the row; `rows` says what the adjuster is told about each row.
+    of the tokens in the row; `rows` has the facts about each row that the adjuster may use.
     """
 
     def one(sampler: Sampler, logits: Float[Array, " N"], row: Rows) -> Float[Array, " N"]:

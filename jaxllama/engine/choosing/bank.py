@@ -92,7 +92,7 @@ class SamplerBank:
         return any(map(token_sets_of, self.samplers.values()))
 
     def try_samplers(self) -> None:
-        """Trace every sampler alone, once; raise BrokenPlugin for one that cannot be compiled."""
+        """Trace every sampler alone, once; raise BrokenPlugin for one that JAX cannot compile."""
         if self._is_tried:
             return
         for name, row in self._off.items():

@@ -149,11 +149,11 @@ class TokenChooser:
     def _sample(
         self, bank: Bank, ready: AdjustedRows, sampled: Bool[Array, " S"], certain: Draws
     ) -> Draws:
-        """Draw a token in the rows of the mask `sampled`; other rows get `certain`.
+        """Draw a token in the rows of the mask `sampled`; other rows get the token in `certain`.
 
-        `certain` are the likeliest tokens. `bank` holds the knobs of all rows, `ready` the logits
-        after the adjusters. Rows with a filter draw from the candidates that it keeps, all others
-        from the whole vocabulary.
+        `certain` has the likeliest token of each row. `bank` holds the knobs of all rows, `ready`
+        the logits after the adjusters. Rows with a filter draw from the candidates that it keeps,
+        all others from the whole vocabulary.
         """
         heat = jnp.where(sampled, jnp.maximum(ready.rows.temperature, COLDEST), 1.0)
         chances = jax.vmap(chance)(ready.rows)
@@ -211,9 +211,9 @@ class TokenChooser:
         return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda others: others, draws)
 
     def _shown(self, draws: Draws) -> Draws:
-        """Fill `shown` of `draws`: what shapers that observe are told of the drawn token.
+        """Fill `shown` of `draws`: the drawn token's log-probability for each observing shaper.
 
-        That is its log-probability in the shaper's input, by the shaper's name. Here it is set for
+        It is the log-probability in the shaper's input, by the shaper's name. Here it is set for
         rows without an active shaper, where that input would be the final logits.
         """
         memories = [name for name, kind in self.shapers.items() if remembers(kind)]
@@ -222,7 +222,7 @@ class TokenChooser:
     def _list_under_model(self, logits: Float[Array, "S V"], ready: AdjustedRows) -> Listed:
         """List the likeliest tokens by the model's own logits: temperature 1, no samplers.
 
-        `logits` are the model's own; `ready` says which rows want the list.
+        `logits` are the model's own; `ready` says which rows request the list.
         """
 
         def likeliest() -> Listed:

@@ -23,7 +23,7 @@ ALL_OF_WORD = 2**32 - 1  # 32 tokens, all allowed
 
 
 class Rows(NamedTuple):
-    """Every row of the batch at this step."""
+    """What samplers may read about every row of the batch at this step."""
 
     tokens: Int32[Array, "S T"]  # prompt and generated tokens
     length: Int32[Array, " S"]  # how many of `tokens` count
@@ -44,7 +44,7 @@ def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
 
 
 def context(row: Rows, name: str, total: Float[Array, ""] | None = None) -> Context:
-    """Return what the sampler `name` gets beside the logits of one row: tokens, chance and so on.
+    """Return the Context that the sampler `name` gets beside the logits of one row.
 
     `row` is one row of Rows, without the slot axis. `total` is the log-sum-exp of the logits that a
     shaper is called with, None for other samplers.

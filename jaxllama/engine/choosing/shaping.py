@@ -28,14 +28,17 @@ T = TypeVar("T")
 
 
 class Shown(NamedTuple):
-    """The input of a shaper that observes."""
+    """The logits that a shaper was called with, kept because it observes the drawn token."""
 
     logits: Float[Array, "S C"]
     totals: Float[Array, " S"]  # log-sum-exp, in the rows in which it acts
 
 
 class Shaping(NamedTuple):
-    """The shapers of every row, and the rows in which they act before or after the filters."""
+    """The knobs of all shapers for every row, and masks of the rows in which they act.
+
+    A shaper acts before or after the filters.
+    """
 
     shapers: dict[str, Sampler]  # leaves [S]
     rows: Rows
@@ -53,9 +56,10 @@ class Shaping(NamedTuple):
 def plan(
     kinds: ShaperKinds, shapers: Mapping[str, Sampler], rows: Rows, active: Bool[Array, " S"]
 ) -> Shaping:
-    """Decide for each row of the mask `active` which shapers act, before or after the filters.
+    """Decide for each row which shapers act before the filters, and which after them.
 
-    `kinds` and `shapers` hold the class and the knobs of each shaper by its name.
+    Only for rows of the mask `active`. `kinds` and `shapers` hold the class and the knobs of each
+    shaper by its name.
     """
     on = {name: active & switched_on(shapers[name]) for name in kinds}
     late = {
@@ -139,7 +143,7 @@ def in_place_if(condition: Bool[Array, ""], change: Callable[[T], T], old: T) ->
     """Return `change(old)` if the condition holds, else `old`.
 
     The change is the body of a loop that runs once or never, so arrays are changed in place; XLA
-    would copy what goes through a conditional.
+    would copy the arrays of a conditional.
     """
     found: T = jax.lax.fori_loop(0, condition.astype(jnp.int32), lambda _, each: change(each), old)
     return found
@@ -203,7 +207,7 @@ def shape_and_draw(
 
 
 class LateShaping(NamedTuple):
-    """The shapers after the filters, and the draw that follows them, over whole rows."""
+    """The shapers that come after the filters, and the draw after them, in rows without filters."""
 
     shaping: Shaping
     heat: Float[Array, " S"]  # temperature among these shapers

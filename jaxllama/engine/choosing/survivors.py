@@ -60,10 +60,10 @@ def draw_survivors(
 ) -> Draws:
     """Draw one token per row among its `width` likeliest candidates that all filters keep.
 
-    If a filter keeps the last candidate of a row, it might have kept more. Such a row is drawn
-    again from more candidates, up to the whole vocabulary, so the result never depends on `width`.
-    Such rows are drawn one after the other, or with `together` in one batch. `kinds` are the
-    classes of filters and shapers, `given` is their input. `listed` is the number of likeliest
+    If a filter keeps even the last of these candidates, it might keep further tokens. Such a row is
+    drawn again from more candidates, up to the whole vocabulary, so the result never depends on
+    `width`. Such rows are drawn one after the other, or with `together` in one batch. `kinds` are
+    the classes of filters and shapers, `given` is their input. `listed` is the number of likeliest
     tokens to list for each row.
     """
     best, is_open = narrow(ops, kinds.filters, given, width)
@@ -106,7 +106,8 @@ def narrow(
     """Apply the filters in order to the `width` likeliest candidates of each row.
 
     `kinds` are the filters' classes by name, `given` holds their knobs and the logits. Also returns
-    a mask of the rows in which a filter kept the last candidate and so might have kept more.
+    a mask of the rows in which a filter kept even the last candidate, so that it might keep tokens
+    beyond them.
     """
     ids, logits, log_total = ops.best_candidates(
         given.logits, given.best, given.early, given.active, width

@@ -19,11 +19,11 @@ S = TypeVar("S", bound=Sampler)
 
 
 def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> Sets:
-    """Return, for each token set of a sampler, the mask of the tokens that pass its test.
+    """Return a mask of the vocabulary for each token set that a sampler declares.
 
-    `name` and `kind` are the sampler's name and class. `texts` are the texts of the tokens; of the
-    `vocab` tokens, those after the last text are in no set. Raises BrokenPlugin if a test fails or
-    the sampler is no adjuster.
+    A token is in the set if its text passes the set's test. `name` and `kind` are the sampler's
+    name and class. `texts` are the texts of the tokens; of the `vocab` tokens, those after the last
+    text are in no set. Raises BrokenPlugin if a test fails or the sampler is no adjuster.
     """
     tests = token_sets_of(kind)
     if tests and not issubclass(kind, Adjuster):
@@ -45,5 +45,5 @@ def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> S
 
 
 def informed(sampler: S, sets: Sets) -> S:
-    """Return a copy of a sampler whose token-set fields hold the masks of `sets`."""
+    """Return a copy of a sampler with the masks of its token sets, from `sets`, in its fields."""
     return dataclasses.replace(sampler, **sets) if sets else sampler  # type: ignore[type-var]

@@ -117,7 +117,7 @@ def trace(name: str, call: Any, row: Sampler) -> Any:
 def expect(what: str, made: Any, expected: Any, row: Sampler) -> None:
     """Raise BrokenPlugin unless `made` is an array with the shape and type of `expected`.
 
-    `what` begins the message; `row` is the sampler whose `__call__` returned `made`.
+    `what` begins the message; `row` is the sampler that returned `made`.
     """
     expected_text = f"{expected.dtype}{list(expected.shape)}"
     is_array = hasattr(made, "shape") and hasattr(made, "dtype")

@@ -67,7 +67,7 @@ def chosen_ids(logits: Float[Array, "S V"], count: int) -> Int32[Array, "S C"]:
 
 
 def sortable(x: Float[Array, "S V"]) -> UInt32[Array, "S V"]:
-    """Map floats to integers that compare in the same order; -0 equals 0, NaN is the smallest."""
+    """Map floats to integers of the same order; -0 becomes 0, NaN the smallest number."""
     x = jnp.where(jnp.isnan(x), -jnp.inf, jnp.where(x == 0, 0.0, x))
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     sign = bits >> (WORD - 1)
@@ -92,7 +92,7 @@ def kth_largest(keys: UInt32[Array, "S V"], count: int) -> UInt32[Array, " S"]:
 
 
 def running_sums(x: Float[Array, "*L N"]) -> Float[Array, "*L N"]:
-    """Return the sum of every prefix of the last axis, as a product with a triangle of ones."""
+    """Return the cumulative sums along the last axis, by a product with a triangle of ones."""
     width = x.shape[-1]
     triangle = jnp.triu(jnp.ones((width, width), x.dtype))
     return lax.dot_general(
@@ -140,9 +140,9 @@ def order_of(values: Float[Array, "S C"]) -> Int32[Array, "S C"]:
 
 
 def inverse_of(rank: Int32[Array, "S C"]) -> Int32[Array, "S C"]:
-    """Invert the permutation in each row: return, for every rank, the index that has it.
+    """Invert the permutation in each row: return, for every rank, the index that has this rank.
 
-    0 for ranks that no index has.
+    The result is 0 for ranks that no index has.
     """
     place = jnp.arange(rank.shape[1], dtype=jnp.int32)
     has = rank[:, None, :] == place[None, :, None]

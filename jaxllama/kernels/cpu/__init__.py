@@ -118,7 +118,7 @@ def without_kernel(model: ModelConfig, parts: int) -> str:
 def takes(model: ModelConfig, parts: int) -> bool:
     """Say whether the kernels can compute the model's experts over `parts` devices.
 
-    That needs one device, silu, and widths in whole blocks.
+    They can on one device, with silu, and with widths in whole blocks.
     """
     widths = (model.width, model.experts.width if model.experts else 0)
     return parts == 1 and model.activation == "silu" and not any(each % BLOCK for each in widths)

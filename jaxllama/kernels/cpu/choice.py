@@ -163,8 +163,8 @@ def close_ranks(
 ) -> tuple[Best, Int32[Array, " S"]]:
     """Drop the candidates that are not in the mask `keep`, in rows where `on` is true, in place.
 
-    `best` holds the candidates; the kept ones move to the front. Also returns the id of the last
-    kept candidate of each row.
+    If that would drop all candidates of a row, none is dropped. `best` holds the candidates; the
+    kept ones move to the front. Also returns the id of the last kept candidate of each row.
     """
     library.loaded()
     results = [shape(each.dtype, *each.shape) for each in best]
@@ -201,8 +201,8 @@ def run(
 def check(logits: Array, **per_row: Array) -> tuple[int, int]:
     """Return the numbers of rows and of tokens in the vocabulary.
 
-    Raises ValueError for arrays that the kernels would refuse at run time; `per_row` have one
-    number per row.
+    Raises ValueError for arrays that the kernels would refuse at run time. `per_row` are arrays
+    with one number per row.
     """
     is_matrix = len(logits.shape) == len("SV")
     if not is_matrix or logits.dtype != jnp.float32 or logits.shape[1] < 1:

@@ -39,7 +39,7 @@ EXPERTS = {GroupKind.EXPERT: GroupKind.SINGLE, GroupKind.EXPERT_GATE_UP: GroupKi
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
-    """Store the matrices of a group in tiles of 32 outputs and place them on the devices.
+    """Store the matrices of a group in tiles of 32 outputs, and copy them to the devices.
 
     The first weight of the result holds all matrices and biases of the group.
     """
@@ -124,7 +124,7 @@ def kind_of(matrix: HostMatrix) -> object:
 def side_by_side(
     how: Callable[..., Tiled], matrices: list[HostMatrix], biases: list[Any], which: Sequence[int]
 ) -> Tiled:
-    """Tile the matrices with the indices `which`, all of one kind, and their biases as one.
+    """Tile the matrices with the indices `which`, all of one kind, and their biases together.
 
     `how` is the function that tiles them: `tile` or `tile_pair`. `biases` has one entry per matrix,
     None if it has no bias.

@@ -20,7 +20,7 @@ POINTER, LONG = ctypes.c_void_p, ctypes.c_int64  # argument types of C functions
 
 
 class Loaded(NamedTuple):
-    """The library, or the reason why there is none."""
+    """The C++ library, or the reason why it could not be loaded."""
 
     library: ctypes.CDLL | None
     complaint: str
@@ -43,7 +43,7 @@ def isa() -> str:
 
 
 def has_tiles() -> bool:
-    """Say whether prompts are multiplied in matrix tiles, with other bits than decode steps."""
+    """Say whether prompts are multiplied by AMX tiles, which give other bits than decode steps."""
     return isa() in ("amx", "emulated")
 
 
@@ -99,7 +99,7 @@ def load() -> Loaded:
 
 
 def declare(found: ctypes.CDLL) -> None:
-    """Declare to ctypes the types of the library's C functions that this module calls."""
+    """Set argument and result types of the library's C functions, as ctypes needs them."""
     found.jaxllama_isa.restype = ctypes.c_char_p
     found.jaxllama_complaint.restype = ctypes.c_char_p
     found.jaxllama_set_isa.argtypes = [ctypes.c_char_p]

@@ -68,7 +68,7 @@ class Tiled:
 
     @property
     def shared(self) -> int:
-        """Return how many inputs share a scale or a unit; they must lie on the same device."""
+        """Return how many inputs have to lie on the same device, as they share a scale or unit."""
         return EIGHT * BLOCK if self.steps is not None else self.group
 
     @property
@@ -78,9 +78,9 @@ class Tiled:
 
 
 def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
-    """Return the matrix [in, out] that the tiles encode, exactly, in float32.
+    """Return the matrix [in, out] that the tiles store, without rounding, in float32.
 
-    Of paired matrices, both side by side.
+    Of paired matrices, returns both side by side.
     """
     codes = np.asarray(tiled.codes)
     count, blocks = codes.shape[:2]

@@ -89,7 +89,7 @@ def can_tile(matrix: PackedMatrix) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class OutputPlace:
-    """The target of the outputs of one matrix: after other outputs, or one half of every tile."""
+    """Where the outputs of one matrix go: after other outputs, or to one half of every tile."""
 
     offset: int
     turn: int  # 0 or 1: the first or second half of every tile; -1: whole tiles
@@ -107,7 +107,7 @@ class OutputPlace:
 
 @dataclasses.dataclass(frozen=True)
 class TilingInput:
-    """A packed matrix with scales and minima in the form that it shares with its group."""
+    """A packed matrix, with scales and minima in the form that all matrices of its group have."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -182,9 +182,9 @@ def codes_per_byte(bits: int) -> int:
 
 
 def least_group(bits: int) -> int:
-    """Return the number of inputs of which groups with one scale must hold a multiple.
+    """Return the number of which the size of a group must be a multiple.
 
-    `bits` is the size of a code.
+    A group is the inputs that share a scale; `bits` is the size of a code.
     """
     return SIXTEEN if bits == 6 else BLOCK  # noqa: PLR2004
 
@@ -236,7 +236,7 @@ def unify_inputs(sources: list[TilingInput]) -> list[TilingInput]:
 
 
 def with_minima(source: TilingInput) -> TilingInput:
-    """Return the same matrix with the zero code 0 and explicit minima in place of its offset."""
+    """Return the same matrix with explicit minima, so that the code 0 means the minimum."""
     if source.minima is not None:
         return source
     minima = source.scales.astype(np.float32) * -source.zero
@@ -279,7 +279,7 @@ def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count
 def tile_halves(
     sources: list[TilingInput], places: Sequence[OutputPlace], codes: np.ndarray
 ) -> Tiled:
-    """Build a six-bit matrix from its tiled codes: one signed step for 16 inputs of an output.
+    """Build a six-bit matrix from its tiled codes, with one signed step for 16 inputs.
 
     Eight blocks of inputs share one unit: scale = unit * step. `sources` has the scales of each
     matrix, `places` says where its outputs go, `codes` are the tiled codes of all.

@@ -90,7 +90,7 @@ class TiledWeight(UnfusedWeight):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TiledExperts:
-    """The matrices of all experts that take the same place, or gate and up in one."""
+    """One kind of matrix of all experts of a layer (down), or gate and up together."""
 
     tiled: Tiled  # experts side by side, along the outputs
     count: int = dataclasses.field(metadata={"static": True})

@@ -43,7 +43,7 @@ class ColumnBlock(NamedTuple):
 
 
 class StepShape(NamedTuple):
-    """The sizes of the attention kernel of a decode step; static when it is compiled."""
+    """The sizes for the attention kernel of a decode step, which is compiled for them."""
 
     heads: int
     kv_heads: int
@@ -194,7 +194,7 @@ def dot_type(stored: Any) -> Any:
 
 
 def bend(scores: Array, cap: float | None) -> Array:
-    """Apply the soft cap to attention scores, cap * tanh(scores / cap); None changes nothing."""
+    """Limit attention scores smoothly: cap * tanh(scores / cap). `cap` None changes nothing."""
     if cap is None:
         return scores
     return cap * (1.0 - 2.0 / (jnp.exp(2.0 * scores / cap) + 1.0))  # tanh
@@ -203,10 +203,10 @@ def bend(scores: Array, cap: float | None) -> Array:
 def append(
     cache: Any, new: tuple[tuple[Array, Array], ...], place: tuple[Any, Any, Any], write: Any
 ) -> list[tuple[Array, ...]]:
-    """Write one key and value to the KV cache if `write`; return both as the cache rounds them.
+    """Write one key and value to the KV cache if `write`; return both as the cache stores them.
 
     `cache` are the arrays of a cache layer, `new` is (key, value), each as its two halves, and
-    `place` is (row, head, column). The returned ones are float32 halves, too.
+    `place` is (row, head, column). The returned halves are float32.
     """
     row, head, column = place
     found = []
@@ -272,7 +272,7 @@ def fold(
 
 
 def total_of(parts: Iterable[Array]) -> Array:
-    """Return the sum of several arrays, from the first to the last."""
+    """Return the sum of several arrays, added in their order."""
     return functools.reduce(jnp.add, parts)
 
 

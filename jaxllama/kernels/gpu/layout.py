@@ -79,7 +79,7 @@ def dense(value: HostMatrix, to: Placement) -> np.ndarray:
 
 
 def form_of(matrix: HostMatrix) -> object:
-    """Return a key that is equal for matrices that can be concatenated into one array."""
+    """Return a key that is equal for matrices stored alike, which can be concatenated."""
     if not isinstance(matrix, Packed):
         return matrix.dtype
     order = None if matrix.order is None else np.asarray(matrix.order).tobytes()

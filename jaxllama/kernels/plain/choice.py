@@ -106,7 +106,7 @@ def blocks_of(x: Array, fill: object) -> Array:
 
 
 def running_sums(x: Float[Array, "S N"]) -> Float[Array, "S N"]:
-    """Return the sum of every prefix of the last axis."""
+    """Return the cumulative sums along the last axis."""
     return jnp.cumsum(x, axis=-1)
 
 
@@ -213,9 +213,9 @@ def close_ranks(
 ) -> tuple[Best, Int32[Array, " S"]]:
     """Drop the candidates that are not in the mask `keep`, in the rows where `on` is true.
 
-    If none is kept, all are. `best` holds the candidates; the kept ones move to the front (by the
-    function `move`) and their shares are recomputed. Also returns the id of each row's last kept
-    candidate, without meaning in other rows.
+    If that would drop all candidates of a row, none is dropped. `best` holds the candidates; the
+    kept ones move to the front (by the function `move`) and their shares are recomputed. Also
+    returns the id of each row's last kept candidate, without meaning in other rows.
     """
     alive = best.logits > -jnp.inf
     keep = keep & alive

@@ -76,9 +76,9 @@ def weight_of(
 def must_be_whole(matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool) -> bool:
     """Say whether a matrix has to be read whole because devices cannot read their parts alone.
 
-    So it is if the devices split inputs that share a scale or that are sorted. Reads one output to
-    see. `axes` are the logical axes of its inputs and outputs. `by_output`: it is an embedding
-    [vocab, width].
+    That is so if the devices split inputs that share a scale or that are sorted. Reads one output
+    to find out. `axes` are the logical axes of its inputs and outputs. `by_output`: it is an
+    embedding [vocab, width].
     """
     inward = 1 if by_output else 0
     split = shard_shape(to.mesh, matrix.shape, axes).shard_shape(matrix.shape)[inward]

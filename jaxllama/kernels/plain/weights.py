@@ -119,7 +119,7 @@ class StandaloneWeight(UnfusedWeight):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseWeight(StandaloneWeight):
-    """Numbers as an array: [in, out], or [vocab, width] for an embedding."""
+    """A matrix of numbers without compression: [in, out], or [vocab, width] for an embedding."""
 
     array: Any
     by_output: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -155,7 +155,7 @@ class PackedWeight(StandaloneWeight):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseExperts:
-    """The matrices of all experts that take the same place, as an array [experts, in, out]."""
+    """One kind of matrix (gate, up or down) of all experts, as an array [experts, in, out]."""
 
     array: Any
 
@@ -169,7 +169,7 @@ class DenseExperts:
     ) -> Float[Array, "L O"]:
         """Return activation(x · gate) * (x · up) for the expert with the index `expert`.
 
-        These are the gate matrices, `up` are the up matrices of all experts; `active` has no
+        This object holds the gate matrices, `up` the up matrices of all experts; `active` has no
         effect.
         """
         gate = activated(self.matmul(expert, x, active), activation)

@@ -167,7 +167,7 @@ class RowWalk:
         return row, self.first_block(row)
 
     def first_block(self, row: Array) -> Array:
-        """Return the number of the first block in the row's window; for an inactive row, any."""
+        """Return the number of the first block in the row's window; any number if inactive."""
         if self.window is None:
             return jnp.int32(0)
         column = self.position[jnp.minimum(row, self.end - 1)] - self.window + 1
@@ -259,7 +259,7 @@ class RowAttention:
     cap: float | None
 
     def send_for(self, place: Place, step: Array) -> Place:
-        """Start to copy the block at `place` into VMEM, if any is left; return the place after it.
+        """Start to copy the block at `place` into VMEM, if one is left; return the place after it.
 
         A place is (row, block). `step` numbers the copies and chooses the buffer.
         """

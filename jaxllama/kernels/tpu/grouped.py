@@ -73,9 +73,9 @@ def can_group(matrix: Packed) -> bool:
 
 
 def zero_of(matrix: Packed) -> int | None:
-    """Return the code that stands for the weight 0, 0 for a matrix without minima.
+    """Return the code that stands for the weight 0; 0 for a matrix without minima.
 
-    None if the minima do not agree on one code.
+    None if the minima do not imply the same code everywhere.
     """
     if matrix.minima is None:
         return 0
@@ -109,7 +109,7 @@ def grouped(matrix: Packed, zero: int | None) -> GroupedMatrix:
 
 
 def words(codes: np.ndarray, inputs: int, outputs: int) -> np.ndarray:
-    """Repack 4-bit codes [out, in/2] as 32-bit words [inputs/8, outputs], padded with zeros."""
+    """Pack 4-bit codes [out, in/2] into 32-bit words [inputs/8, outputs], padded with zeros."""
     outward, half = codes.shape
     found = np.zeros((inputs // PER_WORD, outputs), np.uint32)
     for start in range(0, outward, OUTPUTS):

@@ -68,8 +68,8 @@ class Split:
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Copy a group to the devices as one matrix, or as several if they are stored differently.
 
-    A group is matrices that read the same rows. Packed matrices stay packed if the kernels can read
-    them; those of experts are unpacked.
+    A group is matrices that multiply the same rows. Packed matrices stay packed if the kernels can
+    read them; those of experts are unpacked.
     """
     matrices = [in_memory(each) for each in group.matrices]
     if group.kind in EXPERTS:
@@ -111,9 +111,9 @@ def readable(matrix: HostMatrix, split: Split) -> HostMatrix:
 
 
 def own_part(matrix: Packed, split: Split) -> Packed:
-    """Return one device's part of a packed matrix: that of device 0.
+    """Return device 0's part of a packed matrix; the whole matrix if it is not split.
 
-    The parts of all devices have the same shape. The whole matrix if it is not split.
+    The parts of all devices have the same shape.
     """
     part = split.of(matrix, 0)
     return part if isinstance(part, Packed) else matrix

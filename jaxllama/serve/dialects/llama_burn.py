@@ -95,7 +95,7 @@ class BurnForm:
         yield from ()
 
     def whole(self) -> None:
-        """Return nothing: there is no answer in one piece."""
+        """Return None: llama-burn's answers are always streamed."""
 
 
 class LlamaBurn(Dialect):

@@ -85,7 +85,7 @@ async def serve_actions(request: web.Request, service: GenerationService) -> web
 
 @dataclass
 class WsProgress:
-    """The text of an answer so far, and the tokens of its context."""
+    """The text of an answer so far, and how many tokens prompt and answer have."""
 
     text: str = ""
     tokens: int = 0

@@ -56,7 +56,7 @@ class RoomView(msgspec.Struct, tag="room"):
 
 
 class RoomGrowth(msgspec.Struct, tag="append"):
-    """Text that was added to the ends of blocks since a revision."""
+    """Event: text that was added to the ends of messages since a revision of the room."""
 
     since: int
     revision: int
@@ -64,7 +64,7 @@ class RoomGrowth(msgspec.Struct, tag="append"):
 
 
 class RoomGone(msgspec.Struct, tag="gone"):
-    """The room was deleted."""
+    """Event: the room was deleted."""
 
     name: str
 
@@ -368,10 +368,10 @@ def named(name: str, speaker: RoomSpeaker) -> NamedSpeaker:
 
 
 def changes_of(old: RoomView, new: RoomView) -> Iterator[RoomView | RoomGrowth]:
-    """Yield the event that turns the view `old` into `new`.
+    """Yield the events that tell a client how the view `old` of a room became `new`.
 
-    If only the texts of messages grew, it has the added texts, and there is none if no text was
-    added; else it is the whole new view.
+    If only the texts of messages grew, it is one event with the added texts, or none if no text was
+    added; else it is one event with the whole new view.
     """
     if not is_growth(old, new):
         yield new

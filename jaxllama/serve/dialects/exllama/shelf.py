@@ -39,7 +39,7 @@ class OpenSession:
 
     @contextmanager
     def watched(self) -> Iterator[asyncio.Event]:
-        """Yield an event that each change of the session sets, until the `with` block ends."""
+        """Within the context, yield an event that is set by each change of the session."""
         watcher = asyncio.Event()
         self._watchers.add(watcher)
         try:

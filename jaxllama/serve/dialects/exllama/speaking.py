@@ -119,7 +119,7 @@ class SessionSpeech:
 
         `author` is the participant's name; None: no name is put before the text. Old history is
         left out to leave `room` tokens for the answer. `block` is the message that is being
-        written; None if it has not been begun.
+        written; None if it has no text yet.
         """
         fixed = self._session.fixed_prompt.text.strip()
         before = f"{fixed}\n" if fixed and self._session.keep_fixed_prompt else ""

@@ -52,7 +52,7 @@ class LlambaBatchItem(msgspec.Struct):
 
 
 class LlambaBatchChunk(msgspec.Struct):
-    """One line of a stream: at most one piece of each answer that is not over."""
+    """One line of a stream: at most one piece of each answer that has not ended."""
 
     responses: list[LlambaBatchItem]
 
@@ -141,7 +141,7 @@ async def write_lines(
 def join(
     events: Sequence[tuple[int, Event]], stops: Sequence[str]
 ) -> Iterator[list[LlambaBatchItem]]:
-    """Join events into at most two lines of a stream: new texts, then the answers that ended.
+    """Convert events to at most two lines of a stream: new texts, then the ends of answers.
 
     Each event comes with the number of its answer. An answer that ended at a string in `stops` is
     sent with this string at its end.

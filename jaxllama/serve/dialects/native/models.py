@@ -58,13 +58,13 @@ UNLOAD_MODEL = Endpoint(
 
 
 async def load_model(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer POST /models/load: load a model, and say its state."""
+    """Answer POST /models/load: load a model, and return its state."""
     body, _ = await LOAD_MODEL.read(request, service, LoadModelBody)
     return one_json(status_of(await request.app[MODELS].load(body.model, waits=body.wait)))
 
 
 async def unload_model(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer POST /models/unload: unload a model, and say its state."""
+    """Answer POST /models/unload: unload a model, and return its state."""
     body, _ = await UNLOAD_MODEL.read(request, service, UnloadModelBody)
     return one_json(status_of(await request.app[MODELS].unload(body.model)))
 

@@ -153,9 +153,9 @@ def pairs_of(body: ClassifyBody) -> tuple[list[str | list[int]], list[str | None
 async def labelled(
     prefix: Prefix, body: ClassifyBody, service: GenerationService, caller: Caller
 ) -> list[Labelled]:
-    """Return the probability of each label of the `body` as continuation of a text.
+    """Return the probability of each label of the `body`, as continuation of a text.
 
-    `prefix` is the text or conversation before the labels. They come in the request's order.
+    `prefix` is the text or conversation before the labels. The results come in the request's order.
     """
     scores = await score_texts(prefix, body.labels, "labels", service, caller)
     shares = probabilities(scores, length_normalize=body.length_normalize)

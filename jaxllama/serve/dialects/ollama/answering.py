@@ -157,7 +157,10 @@ async def generate(request: web.Request, service: GenerationService) -> web.Stre
 
 
 def load_reason(request: web.Request) -> Literal["load", "unload"]:
-    """Return what a request without text did: it loads the model, or unloads it (keep_alive 0)."""
+    """Return "load" or "unload", what a request without text has done to the model.
+
+    It is "unload" if `keep_alive` is 0.
+    """
     leased = request.get(LEASED)
     return "unload" if leased is not None and leased.keep_alive == 0 else "load"
 

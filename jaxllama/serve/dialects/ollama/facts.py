@@ -213,7 +213,10 @@ async def show(request: web.Request, service: GenerationService) -> web.Response
 
 
 async def pull(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer POST /api/pull with the progress of fetching a model: the served ones are here."""
+    """Answer POST /api/pull with the progress of fetching a model, which is complete at once.
+
+    Only served models can be named.
+    """
     body, _ = await PULL.read(request, service, PullBody)
     asked = asked_of(body.model, body.name)
     served = request.app[MODELS].find(asked)
@@ -256,7 +259,7 @@ def tagged(model: Model, name: str) -> TaggedModel:
 
 
 def tagged_waiting(served: ServedModel) -> TaggedModel:
-    """Describe a model that is not loaded as an entry of a list, by what is known of it."""
+    """Describe a model that is not loaded as an entry of a list, with the facts known of it."""
     return TaggedModel(
         name=f"{served.name}{LATEST}",
         model=f"{served.name}{LATEST}",
@@ -268,7 +271,7 @@ def tagged_waiting(served: ServedModel) -> TaggedModel:
 
 
 def describe_waiting(served: ServedModel) -> ShownModel:
-    """Describe a model that is not loaded, by what is known of it."""
+    """Describe a model that is not loaded, with the facts known of it."""
     return ShownModel(
         modelfile=f"# jaxllama: {served.name} is {served.state}",
         parameters="",
@@ -281,7 +284,7 @@ def describe_waiting(served: ServedModel) -> ShownModel:
 
 
 def digest_of(name: str) -> str:
-    """Return a digest of a model's name: files are not digested."""
+    """Return a digest of a model's name, in place of one of its files."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

@@ -175,7 +175,7 @@ class BatchWork:
         return batch
 
     def written(self, batch: RequestBatch, kind: GrowingKind) -> Path:
-        """Return the path of a batch's answers, or errors, so far; it may not exist yet.
+        """Return the path of a batch's file of answers, or errors, so far; it may not exist yet.
 
         `kind` is "output" for the answers, "errors" for the errors.
         """
@@ -360,7 +360,7 @@ class BatchWork:
         return self._dialect.error_status(error), encode(self._dialect.error_body(error))
 
     def _finish(self, kept: KeptBatch) -> None:
-        """Move the answers and errors into the file store, and set how the batch ended.
+        """Move the answers and errors into the file store, and set the final status of the batch.
 
         A crash may interrupt it at any place: the id of a file is noted before the file gets it.
         """
@@ -428,7 +428,7 @@ def line_id(batch: RequestBatch, number: int) -> str:
 
 
 def next_undone(lines: Iterator[tuple[int, bytes]], done: set[int]) -> tuple[int, bytes] | None:
-    """Return the next line whose number is not in `done`, after its number; None at the end."""
+    """Return the number and text of the next line that is not in `done`; None at the end."""
     return next(((number, line) for number, line in lines if number not in done), None)
 
 
@@ -460,9 +460,9 @@ def read_line(line: bytes, endpoint: str) -> InputLine:
 
 @contextlib.contextmanager
 def taken(folder: Path) -> Iterator[None]:
-    """Lock a folder for this server, creating it; unlock it when the `with` block ends.
+    """Within the context, lock a folder for this server; create the folder if needed.
 
-    Raises ConfigError if that fails or another server has it.
+    Raises ConfigError if that fails or another server has locked it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

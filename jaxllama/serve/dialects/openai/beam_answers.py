@@ -180,7 +180,7 @@ def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
 
 
 def given_only(values: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """Return those of the knobs `values` that are named in `own`: the knobs that the client set.
+    """Return the knobs in `values` that are named in `own`, which the client has set.
 
     The model's recommended values are left out: they are for random draws.
     """

@@ -241,7 +241,7 @@ class Response(msgspec.Struct, kw_only=True):
 
 
 class WholeEvent(msgspec.Struct):
-    """Event: the response starts or ends."""
+    """Event with the whole response: it starts or ends."""
 
     type: Literal[
         "response.created", "response.in_progress", "response.completed", "response.incomplete"

@@ -101,7 +101,7 @@ def ids_of(event: Event) -> list[int]:
 
 
 class Counts:
-    """Makes the `usage` of stream chunks: at the end, in every chunk, or never."""
+    """Makes the `usage` of a stream's chunks: in the last chunk, in every chunk, or in none."""
 
     def __init__(self, options: StreamOptions | None, prompt: int) -> None:
         self.at_end = bool(options and options.include_usage)

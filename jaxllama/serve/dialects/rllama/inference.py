@@ -186,7 +186,7 @@ async def tokens_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) ->
 
 
 async def no_lines() -> AsyncIterator[bytes]:
-    """Return an iterator of no lines, for an answer for which the context has no room."""
+    """Return an empty iterator, for an answer that does not fit into the context."""
     return
     yield b""
 

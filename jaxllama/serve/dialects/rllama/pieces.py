@@ -16,7 +16,7 @@ BYTE = re.compile(r"[\udc80-\udcff\n]")  # a byte that is no UTF-8, or a line br
 
 
 def spell(piece: bytes) -> str:
-    """Return a token's bytes as text: spaces as the character ▁, bytes of no character in hex."""
+    """Return a token's bytes as text: spaces as ▁, bytes that form no character in hex."""
     text = piece.decode("utf-8", "surrogateescape").replace(" ", "\u2581")
     return BYTE.sub(lambda found: f"<0x{ord(found[0]) & 0xFF:02X}>", text)
 
