@@ -200,7 +200,7 @@ def extend(running: Sequence[Beam], following: Sequence[Likeliest]) -> list[Beam
 
 
 def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Return all indexes of `prompts`: first that of one prompt of each group, then all others.
+    """Return all indexes of `prompts`: first one prompt of each group, then all others.
 
     Prompts that differ in their last token alone form a group.
     """

@@ -129,7 +129,7 @@ class Backlog(Protocol):
 
 @dataclass(frozen=True)
 class Pulse:
-    """How many steps the engine thread has made, and when; replaced after each step."""
+    """Counts and times of the engine thread's steps; replaced as a whole after each step."""
 
     steps: int = 0
     seconds: float = 0.0  # of all steps together

@@ -17,7 +17,7 @@ NO_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
 def prefer_platform(name: str) -> None:
-    """Tell JAX the platform without starting it; ConfigError for an unknown name."""
+    """Set the platform that JAX will use, without starting it; ConfigError if it is unknown."""
     if name not in PLATFORMS:
         raise ConfigError(f"platform is {name!r}; expected one of {', '.join(PLATFORMS)}")
     config: Any = jax.config

@@ -323,7 +323,7 @@ def around(shapers: Mapping[str, type[Shaper]]) -> Iterator[str]:
 
 
 def stage(name: str, before: np.ndarray, after: np.ndarray, token: int) -> Stage:
-    """Return what a sampler did that turned the probabilities `before` into `after`.
+    """Return the effect of a sampler that turned the probabilities `before` into `after`.
 
     Both have one number per token of the vocabulary; `token` was drawn. `name` is that of the
     sampler or of the temperature.

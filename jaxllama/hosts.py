@@ -115,7 +115,7 @@ class HostGroup:
 
     @property
     def leads(self) -> bool:
-        """Say whether this is host 0, which takes requests."""
+        """Say whether this is host 0, which takes requests and sends device calls to the others."""
         return self.index == 0
 
     def compare(self, key: str) -> None:
@@ -155,7 +155,7 @@ class HostGroup:
             self._send(link, STOP)
 
     def end(self) -> None:
-        """Tell the other hosts that the group ends; from now on a lost connection is no error."""
+        """Tell the other hosts that the group ends; a lost connection is no error after that."""
         if not self._has_ended:
             self._has_ended = True
             for link in self._links:

@@ -258,7 +258,7 @@ def tokenizer_for(checkpoint: Checkpoint, path: Path | str | None) -> Tokenizer:
 
 
 def with_template(text: ModelText, path: Path) -> ModelText:
-    """Return a copy of `text` in which the chat template is that of the file `path`.
+    """Return a copy of `text` with the chat template in the file `path`.
 
     Raises InvalidParameter if the file cannot be read.
     """

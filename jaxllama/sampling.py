@@ -72,7 +72,7 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class KnobText:
-    """How a knob that accepts a text converts it to the numbers that the sampler receives."""
+    """The conversion of a knob's text to the numbers that the sampler receives."""
 
     # Returns at most `width` numbers. Raises ValueError for a wrong text; says what, and where.
     encode: Callable[[str], Sequence[float]]
@@ -150,7 +150,7 @@ def token_set(test: Callable[[str], bool]) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a sampler may read about its row beside the logits."""
+    """The facts about its row that a sampler may read beside the logits."""
 
     tokens: Int[Array, " T"]  # prompt and generated tokens; entries from `length` on are unused
     length: Int[Array, ""]  # number of tokens, prompt and generated

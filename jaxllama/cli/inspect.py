@@ -119,7 +119,7 @@ def command(
 
 
 def describe_fit(chip: Chip, memory: Mapping[str, Any]) -> dict[str, Any]:
-    """Return whether the model fits into a chip's memory, how many slots do, and the fastest step.
+    """Return whether a model fits into a chip: its memory, the slots that fit, the fastest step.
 
     `memory` comes from `describe_memory`. The fastest decode step is the time that reading the
     weights takes, in milliseconds.

@@ -202,7 +202,7 @@ def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
 
 
 def packed_of(checkpoint: Checkpoint, paths: Iterable[str]) -> Iterator[str]:
-    """Yield those of the paths whose weights the file stores packed.
+    """Yield the paths in `paths` whose weights the file stores packed.
 
     Only one weight of each storage type is read to find out.
     """

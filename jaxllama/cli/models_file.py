@@ -21,7 +21,7 @@ OWN = ("name", "path", "aliases", "adapters", "keep_alive", "preload")  # no set
 
 
 class ModelEntry(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """One model of the file; the settings below `preload` are those of `LLM.load`."""
+    """One model of the file; the settings below `preload` are arguments of `LLM.load`."""
 
     name: str
     path: str | None = None  # whatever -m takes; None: the name

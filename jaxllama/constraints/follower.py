@@ -146,12 +146,12 @@ class AnswerFollower:
 
 
 def is_over_limit(said: str) -> bool:
-    """Say whether an error of llguidance means that a grammar exceeded one of its limits."""
+    """Say whether llguidance's error `said` means that a grammar exceeded one of its limits."""
     return OVER_LIMIT.search(said) is not None
 
 
 def plain(said: str) -> str:
-    """Reword an error of llguidance for the author of a grammar or schema."""
+    """Reword llguidance's error `said` for the author of a grammar or schema."""
     line = first_line(said)
     if UNSATISFIABLE in said:
         return (

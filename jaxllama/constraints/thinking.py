@@ -17,7 +17,10 @@ CLOSER = THOUGHT_CLOSER.encode()
 
 @dataclass(frozen=True)
 class ThinkFirst:
-    """Leaves the thoughts free, for at most `budget` tokens; `then` holds the text after them."""
+    """A constraint that leaves the thoughts free, for at most `budget` tokens.
+
+    `then` is the constraint on the text after the thoughts.
+    """
 
     then: TokenConstraint | None
     budget: int | None
@@ -33,7 +36,7 @@ class ThinkFirst:
 
 
 class ThinkingPhase(Enum):
-    """The part that an answer has reached."""
+    """The part of the answer that is being written: thoughts, their end, or the text after them."""
 
     THINKING = auto()
     FORCED = auto()  # the tokens around the end of the thoughts

@@ -61,7 +61,7 @@ FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
 
 
 class Blueprints:
-    """The programs of one model and one engine size, ready to be compiled."""
+    """Describes the programs of one model and one engine size, so that they can be compiled."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from jaxllama.engine.reading import Reading, Sent
 
 
 class DecodeCalls:
-    """The unread decode calls of one engine, oldest first."""
+    """The decode calls of one engine that were sent and not yet read, oldest first."""
 
     def __init__(self, batch: Batch, clock: Callable[[], float]) -> None:
         self._batch = batch

@@ -65,12 +65,13 @@ def find_drafts(
 def worth_checking(
     trust: Float[Array, " S"], match: Int32[Array, " S"], least: Float[Array, ""], most: int
 ) -> Int32[Array, " S"]:
-    """Return how many drafted tokens of each row are likely enough to be accepted.
+    """Return how many drafted tokens of each row are likely enough to be drawn.
 
-    `trust` is each row's share of accepted drafted tokens so far, `match` the length of the match
-    that gave the draft, in tokens. The chance of the n-th token is the n-th power of `trust`,
-    raised for a long `match`; it must be at least `least`. A row whose drafts are never accepted
-    drafts only after a long match. A row with a trust of 1 drafts `most` tokens after any match.
+    `trust` is each row's share of accepted drafted tokens so far, `match` the length in tokens of
+    the match that the draft was found by. The chance of the n-th token is the n-th power of
+    `trust`, raised for a long `match`; it must be at least `least`. A row whose drafts are never
+    accepted drafts only after a long match. A row with a trust of 1 drafts `most` tokens after any
+    match.
     """
     doubt = (1.0 - trust) * DOUBT ** (match - SHORTEST).astype(jnp.float32)
     chance = (1.0 - doubt)[:, None] ** jnp.arange(1, most + 1)

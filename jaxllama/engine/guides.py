@@ -24,7 +24,7 @@ ROWS_A_TOKEN = 32  # prompt rows that cost about as much as a step with one row
 
 
 class Guides:
-    """Follows the constraints of one engine's requests."""
+    """Follows the constraints of all requests of one engine."""
 
     def __init__(self, emit: EmitToken, end: EndAnswer, programs: Programs) -> None:
         self._emit, self._end = emit, end

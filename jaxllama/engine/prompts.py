@@ -22,7 +22,7 @@ RESTORED = 8  # blocks written back in one turn of a prompt
 
 
 class Prompts:
-    """The prompts in prefill."""
+    """The prompts that are in prefill: their tokens are written to the cache chunk by chunk."""
 
     def __init__(self, batch: Batch, slots: SlotTable, store: PromptStore) -> None:
         self._batch = batch
@@ -105,7 +105,7 @@ class Prompts:
         return ready
 
     def _in_turn(self) -> list[Generation]:
-        """List the generations in prefill, that of the client whose last chunk is oldest first.
+        """List the generations in prefill, beginning with the client whose last chunk is oldest.
 
         Forgets clients without a prompt in prefill.
         """

@@ -24,7 +24,7 @@ Fail = Callable[[Generation, JaxLlamaError], None]
 
 
 class Recovery:
-    """Restarts one engine after a fault."""
+    """Restarts an engine after a fault: makes a new state and replays the live requests."""
 
     def __init__(
         self, batch: Batch, waiting: deque[Generation], *, clear: Clear, fail: Fail
@@ -41,10 +41,11 @@ class Recovery:
 
     @contextmanager
     def guard(self, *, blame: bool = True) -> Iterator[None]:
-        """Run device programs in a `with` block; replay the live requests after a fault.
+        """Run device programs in a `with` block; after a fault, replay the live requests.
 
-        A fault is logged and not raised. An interrupt (Ctrl-C) is raised again after the requests
-        are queued. With `blame`, a request that caused faults repeatedly is failed.
+        A fault is an exception that a program raises; it is logged and not raised again. An
+        interrupt (Ctrl-C) is raised again after the requests are queued. With `blame`, a request
+        that caused faults repeatedly is failed.
         """
         try:
             yield

@@ -54,7 +54,7 @@ class Claim:
 
 
 class SlotTable:
-    """All slots; gives each request the slot that saves the most work."""
+    """All slots of an engine; a request gets the slot that saves it the most work."""
 
     def __init__(self, count: int, on_drop: OnDrop | None = None) -> None:
         """Make a table of `count` free slots.

@@ -56,7 +56,7 @@ class Weight(Protocol):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add in float32; what is None is left out.
+        """Return norm(x) · weight + bias + add in float32; an argument that is None is left out.
 
         Only the result's rows in the mask `active` are used (None: all), so kernels may skip the
         others.
@@ -163,12 +163,12 @@ class AdapterShape(NamedTuple):
 
     @property
     def a(self) -> tuple[int, int]:
-        """Return the shape of one adapter's first matrices, those of all weights side by side."""
+        """Return the shape of one adapter's A matrices, which lie side by side for all weights."""
         return self.inward, len(self.outward) * self.rank
 
     @property
     def b(self) -> tuple[tuple[int, int], ...]:
-        """Return the shape of one adapter's second matrix for each weight."""
+        """Return the shape of one adapter's B matrix for each weight."""
         return tuple((self.rank, each) for each in self.outward)
 
 
@@ -235,7 +235,7 @@ class Placement(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """One matrix of a group on its devices."""
+    """One matrix of a group, as it is stored on its devices."""
 
     weight: Any
     bias: Any  # None where the model has none

@@ -146,7 +146,7 @@ def layer_tables(
 
 
 def pair_up(x: Float[Array, "L N H"], rotated: int) -> Float[Array, "L N H"]:
-    """Reorder the numbers of each head so that those of a rotated pair lie half a head apart.
+    """Reorder the numbers of each head so that the two of a rotated pair lie half a head apart.
 
     A model that rotates only the first `rotated` numbers of a head has its pairs half of `rotated`
     apart. Scores do not change if queries and keys are reordered alike.

@@ -43,7 +43,7 @@ class MatmulRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def delta(self, x: Float[Array, "L I"], norm: NormWeight | None) -> Array | None:
-        """Return what the rows' adapters add to norm(x) · weight; None if no row has an adapter."""
+        """Return the addend to norm(x) · weight by the rows' adapters; None if no row has one."""
         if self.group is None or self.adapters is None:
             return None
         return self.group.delta(x, norm=norm, rows=self.adapters)
@@ -57,7 +57,7 @@ class BlockRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def of(self, group: str) -> MatmulRows:
-        """Return used rows and adapters for the matmuls of the group of weights named `group`."""
+        """Return the MatmulRows for the group of weights named `group`: its rows and adapters."""
         return MatmulRows(self.active, self.groups.get(group), self.adapters)
 
 
@@ -70,7 +70,7 @@ class RowInfo(NamedTuple):
     adapters: Adapters | None  # None: no row has one
 
     def of_block(self, index: int) -> BlockRows:
-        """Return used rows and adapters for the block `index`; inactive rows have no adapter."""
+        """Return the BlockRows for the block `index`; inactive rows have no adapter in them."""
         if self.adapters is None:
             return BlockRows(self.active)
         number, scale = self.adapters.rows

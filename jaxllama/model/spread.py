@@ -126,7 +126,10 @@ class SpreadLlama:
         return model_of(self.own, self.params, self.engine.kernels).final_norm
 
     def _adapters(self, adapters: Adapters | None, rows: PartitionSpec) -> Any:
-        """Return the partition of every array of the adapters; `rows` is that of the rows."""
+        """Return how every array of the adapters is divided over the devices; None for None.
+
+        `rows` is the division of the arrays that have a number for each row.
+        """
         parts: Any = rows
         return adapters and Adapters(self._adapter_parts, AdapterRows(parts, parts))
 

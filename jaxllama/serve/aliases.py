@@ -100,7 +100,7 @@ def is_alias(name: str, known: Collection[str]) -> bool:
 
 
 def own_value(name: str, value: Any) -> Any:
-    """Convert the value of the alias `name` to that of our field; None means not given.
+    """Convert the value of the alias `name` to the value of our field; None means not given.
 
     Raises InvalidParameter for a value that our field cannot express.
     """

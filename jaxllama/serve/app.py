@@ -41,7 +41,7 @@ NOTES = {
 def create_app(
     models: ServedModels, settings: Settings, dialects: Sequence[Dialect]
 ) -> web.Application:
-    """Build the application of the served models, with our own routes and those of the dialects.
+    """Build the web application of the served models, with the routes of ours and of dialects.
 
     A dialect is one HTTP API, such as OpenAI's.
     """

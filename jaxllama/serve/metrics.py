@@ -123,7 +123,7 @@ class RequestTally:
 
 
 class Metrics(Collector):
-    """All metrics of a server; those of a model have its name as a label if there are several."""
+    """All metrics of a server; with several models, a model's metrics have its name as a label."""
 
     def __init__(
         self, models: ServedModels, names: Sequence[str] = (), bandwidth: float | None = None

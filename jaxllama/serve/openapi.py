@@ -217,7 +217,7 @@ def content_of(shape: Any, found: Mapping[int, Json]) -> Json:
 
 
 def refusal_key(name: RouteName, status: int) -> str:
-    """Return the name, in the document's components, of a dialect's error response of a status."""
+    """Return the name under which the document lists a dialect's error response of a status."""
     return str(status) if name.error is ErrorBody else f"{name.dialect}-{status}"
 
 
@@ -239,9 +239,9 @@ def path_parameter(name: str) -> Json:
 
 
 def describe_parameters(endpoint: Endpoint, names: Sequence[str]) -> Json:
-    """Describe the parameters of an operation: that of its path, and the query that names a model.
+    """Describe the parameters of an operation: the part of its path, and the query's `model`.
 
-    `names` are those of several models. Returns {} if it has none.
+    `names` are the names of several models. Returns {} if it has none.
     """
     found = [path_parameter(endpoint.name)] if endpoint.name else []
     if names and endpoint.uses is not Uses.NOTHING and not endpoint.model_fields:

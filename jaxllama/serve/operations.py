@@ -35,7 +35,7 @@ class LoadingProgress(msgspec.Struct):
 
 
 class CompilingProgress(msgspec.Struct):
-    """The program that a ready server compiles behind the requests, and how many are left."""
+    """The program that is compiled while requests are served, and how many are left."""
 
     what: str
     remaining: int

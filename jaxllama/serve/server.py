@@ -139,7 +139,7 @@ class Server:
         return ended
 
     def _what_loads(self) -> str:
-        """Return the part of the first line of the log that says what is being loaded."""
+        """Return the end of the log's first line, which says which models the server has."""
         if self.models.is_single:
             return ", loading the model"
         names = ", ".join(each.name for each in self.models.all)

@@ -37,7 +37,7 @@ class Caller:
 
 @dataclass(eq=False, slots=True)
 class AnswerChoice:
-    """One answer of a request: waiting in the queue, running in the engine, or over."""
+    """One answer of a request: waiting in the queue, running in the engine, or ended."""
 
     answers: "Answers"
     index: int
@@ -50,7 +50,7 @@ class AnswerChoice:
 
     @property
     def size(self) -> int:
-        """Number of prompt tokens, those of a negative prompt included."""
+        """Number of prompt tokens, also of a negative prompt."""
         return sum(map(len, self.request.prompts))
 
 
@@ -273,11 +273,11 @@ class Observer(Protocol):
         """
 
     def ended(self, outcome: Outcome, /) -> None:
-        """Record the outcome of a request that is over and holds no slot."""
+        """Record the outcome of a request that has ended and holds no slot."""
 
 
 def outcome_of(answers: Answers) -> Outcome:
-    """Return result and cost of a request that is over."""
+    """Return result and cost of a request that has ended."""
     caller, now = answers.caller, asyncio.get_running_loop().time()
     usages = [choice.usage for choice in answers.choices if choice.usage is not None]
     usages.append(answers.retired)

@@ -89,7 +89,7 @@ class Dispatch:
         return len(self.queue) + self.queue.running
 
     def _receive(self, choice: AnswerChoice, update: Emitted) -> None:
-        """Pass events of the engine on to their answer; if it is over, call `ended`.
+        """Pass events of the engine on to their answer; if it has ended, call `ended`.
 
         Runs on the event loop.
         """

@@ -70,7 +70,7 @@ class Account(Generic[T]):
 
 @dataclass(frozen=True)
 class ClientLoad:
-    """What one client has in the queue and in the engine, in numbers."""
+    """The numbers of one client's requests, tokens and slots in the queue and in the engine."""
 
     client: str
     waiting: int  # requests and probes
@@ -268,7 +268,10 @@ class FairQueue(Generic[T]):
             del self._accounts[client]
 
     def _note_client(self, client: str) -> None:
-        """Mark the server as shared for a minute, if this client is not the only one."""
+        """If other clients have used the server too, mark it as shared for the next minute.
+
+        `client` is the client whose work was added.
+        """
         if not client:  # the server itself
             return
         if len(self._accounts) > 1 or self._newest_client not in ("", client):

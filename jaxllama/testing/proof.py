@@ -203,7 +203,7 @@ def bank_of(kind: type[Sampler] | None) -> SamplerBank:
 
 @functools.cache
 def plain_choice() -> ChosenTokens:
-    """Return what is drawn for the test rows when no sampler is installed."""
+    """Return the tokens drawn for the test rows when no sampler is installed."""
     cases = list(cases_of({}))
     logits, rows = stacked([c.logits for c in cases]), stacked([c.row for c in cases])
     return jax.device_get(

@@ -32,7 +32,7 @@ UNLIKELY = 4.75  # standard deviations that a correct sampler exceeds once in a 
 
 
 def check_declared(proof: Proof) -> None:
-    """Every field is a knob with help, or state; one knob turns the sampler on."""
+    """Every field is a knob with help, or state; at least one knob turns the sampler on."""
     for name, spec in proof.specs.items():
         if not spec.help:
             where, hint = line_of(proof.kind), f'write knob(..., help="what {name} does")'

@@ -63,7 +63,7 @@ class SideFiles:
         return None
 
     def names_token(self, key: str) -> bool:
-        """Say whether a file tells which token `key` is, or that there is none.
+        """Say whether a file states the token for `key`, or states that there is none.
 
         `key` is `bos_token` or `eos_token`.
         """

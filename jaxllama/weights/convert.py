@@ -74,7 +74,7 @@ class WeightError:
 
     @property
     def relative(self) -> float:
-        """Return the root mean square of the error, divided by that of the source's weights."""
+        """Return the root mean square of the error, divided by the source's root mean square."""
         return float(np.sqrt(self.difference / self.square)) if self.square else 0.0
 
 

@@ -65,7 +65,7 @@ class UnfinishedExport:
 
 
 class fresh:  # noqa: N801 - a context manager, used like a function
-    """Holds a new folder beside the target and removes what is left of it at the end."""
+    """Within the context, a new folder beside the target; it is deleted at the end."""
 
     def __init__(self, target: Path, source: Path, *, replaces: bool) -> None:
         if target.exists() and not replaces:

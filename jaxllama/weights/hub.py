@@ -101,7 +101,7 @@ class HubModel:
         return files[0] if len(files) == 1 else target
 
     def choose(self, files: Sequence[str]) -> list[str]:
-        """Return those of the repository's files that are needed.
+        """Return the repository's files that are needed.
 
         Raise DownloadFailed if there is no clear choice.
         """
@@ -154,7 +154,7 @@ class HubEncoder(HubModel):
         return target
 
     def choose(self, files: Sequence[str]) -> list[str]:
-        """Return those of the repository's files that are needed.
+        """Return the repository's files that are needed.
 
         Raise DownloadFailed if it has no safetensors files.
         """

@@ -79,7 +79,7 @@ class UnpairRope(Step):
     head_dim: int
 
     def apply(self, stored: Stored) -> Stored:
-        """Reorder the rows of each head: those of a pair, side by side, get half a head apart."""
+        """Reorder the rows of each head: the two rows of a rotated pair get half a head apart."""
         return move_rows(stored, self._move)
 
     def shape(self, shape: Shape) -> Shape:

@@ -64,7 +64,7 @@ T = TypeVar("T", int, float)
 
 
 class AdapterSettings(NamedTuple):
-    """What adapter_config.json says about ranks and scales."""
+    """The ranks and scales that an adapter_config.json states."""
 
     rank: int
     alpha: float

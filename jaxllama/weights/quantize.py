@@ -89,7 +89,7 @@ def usual_scales(groups: Float[np.ndarray, "O G W"], bits: int) -> Float[np.ndar
 def fitted(
     groups: Float[np.ndarray, "O G W"], scales: Float[np.ndarray, "O G"], bits: int
 ) -> Float[np.ndarray, "O G"]:
-    """Return better scales: those of least squared error for the codes that `scales` give.
+    """Return the scales with the least squared error for the codes that `scales` give.
 
     The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
     """

@@ -166,7 +166,7 @@ class TensorPart:
 
 @dataclass(frozen=True)
 class Rule:
-    """How one weight is read: which tensors of a file, how they are joined, cut and converted.
+    """The origin of one weight: tensors of a file, joined or cut, then converted by steps.
 
     `theirs` is the name of one tensor, or the names of several and their `join`. Of several weights
     from one tensor, each rule has the same `theirs` and a `cut`; together they use all of it.

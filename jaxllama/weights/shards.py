@@ -49,7 +49,7 @@ class TensorFile(Protocol):
 
 @dataclass(frozen=True)
 class ShardKind:
-    """How the files of one kind are called, and how one is opened."""
+    """One kind of file with weights: the names of its files, and the function that opens one."""
 
     kind: str
     single: str

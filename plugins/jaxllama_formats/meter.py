@@ -89,7 +89,7 @@ class Meter:
         return size
 
     def fits(self, size: int) -> None:
-        """Raise TemplateError if `size` bytes are more than what is left; charge nothing if not."""
+        """Raise TemplateError if fewer than `size` bytes are left; charge nothing."""
         if size > self.bytes:
             self.allocate(size)
 

@@ -160,7 +160,7 @@ def exponential(op: Array, a: Array, b: Array) -> Array:
 
 
 def facts_of(context: Context) -> dict[Op, Load]:
-    """Map each name that has one number per row, whatever the logits, to a function for it."""
+    """Map each name with one number per row, independent of the logits, to its function."""
     return {
         Op.POSITION: lambda: context.generated,
         Op.LENGTH: lambda: context.length,

@@ -121,11 +121,11 @@ def flat(program: tuple[Instruction, ...]) -> list[float]:
 
 
 def reach(node: SyntaxNode) -> tuple[float, SyntaxNode | None]:
-    """Return how a filter learns whether candidates beyond its list could be kept.
+    """Return whether a filter can notice that candidates beyond its list might be kept.
 
     NEVER: once the condition is false for a candidate, it is false for all less probable ones, so
-    the engine notices by itself. ASK: the second value is a condition with that property, true
-    wherever `node` is. ALWAYS: neither is known. Without ASK the second value is None.
+    the engine notices by itself. ASK: the second result is a condition with that property, which is
+    true wherever `node` is. ALWAYS: neither is known. Without ASK the second result is None.
     """
     if trend(node) in (Trend.FALLING, Trend.FLAT):
         return NEVER, None
@@ -154,7 +154,7 @@ def falling_bound(node: SyntaxNode) -> SyntaxNode | None:
 def trend(node: SyntaxNode) -> Trend:
     """Return whether the value of `node` rises, falls or stays the same along the candidates.
 
-    They are in order of probability, the most probable first. MIXED if neither is known.
+    The candidates are in order of probability, the most probable first. MIXED: it is not known.
     """
     if node.op is Op.CONSTANT:
         return Trend.FLAT

@@ -19,7 +19,7 @@ DEEPEST = 24  # parentheses, functions and signs within each other
 
 
 class Trend(IntEnum):
-    """How a value changes along the candidates, from the likeliest to the least likely."""
+    """The change of a value from the likeliest candidate to the least likely."""
 
     FALLING = -1
     FLAT = 0  # the same for all candidates

@@ -70,9 +70,9 @@ def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
 
 
 def fault_in(spec: KnobSpec) -> str | None:
-    """Return what is wrong with a knob's declaration, as the end of an error message.
+    """Return the mistake in a knob's declaration, as the end of an error message.
 
-    None if nothing is wrong.
+    None if there is none.
     """
     listed = spec.by_token or spec.tokens or spec.phrases
     if spec.kind not in DTYPES:
@@ -87,7 +87,7 @@ def fault_in(spec: KnobSpec) -> str | None:
 
 
 def fault_in_bounds(spec: KnobSpec) -> str | None:
-    """Return what is wrong with a knob's declared bounds or width; None if nothing is."""
+    """Return the mistake in a knob's declared bounds or width; None if there is none."""
     if spec.width is not None and spec.width < 1:
         return f"has width {spec.width}; it must be at least 1"
     if spec.low is not None and spec.high is not None and spec.low > spec.high:
@@ -96,7 +96,10 @@ def fault_in_bounds(spec: KnobSpec) -> str | None:
 
 
 def fault_in_text(spec: KnobSpec, text: KnobText) -> str | None:
-    """Return what is wrong with the declaration of a knob for texts; None if nothing is."""
+    """Return the mistake in the declaration of a knob for texts; None if there is none.
+
+    `spec` is the declaration, `text` the part of it for texts.
+    """
     if spec.width is None or spec.tokens or spec.phrases or spec.by_token:
         return "has a text; it needs a width, and cannot list tokens"
     if not text.examples:

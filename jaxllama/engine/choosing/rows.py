@@ -23,7 +23,7 @@ ALL_OF_WORD = 2**32 - 1  # 32 tokens, all allowed
 
 
 class Rows(NamedTuple):
-    """What samplers may read about every row of the batch at this step."""
+    """The facts about every row of the batch that samplers may read at this step."""
 
     tokens: Int32[Array, "S T"]  # prompt and generated tokens
     length: Int32[Array, " S"]  # how many of `tokens` count

@@ -153,7 +153,10 @@ def prompt_tile(slots: int) -> int:
 
 
 def for_prompts(weights: Any) -> Any:
-    """Return a tree of weights that multiply rows of prompts only."""
+    """Return the tree of weights in which each matrix is marked as used for rows of prompts.
+
+    Kernels may then compute with other instructions than for decode steps.
+    """
     return jax.tree.map(
         lambda each: replace(each, of_prompts=True) if isinstance(each, Tiled) else each,
         weights,

@@ -25,7 +25,7 @@ MOST_PARTS = 3  # weights of one group that the kernel takes
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class HalfAdapters:
-    """The matrices of N adapters of rank R for a group of G weights, in float16."""
+    """The A and B matrices of N adapters of rank R for a group of G weights, in float16."""
 
     a: Any  # [N, I, G * R]
     b: tuple[Any, ...]  # [N, R, O] of each weight

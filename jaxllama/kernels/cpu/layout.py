@@ -59,9 +59,10 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
     """Tile the matrices of a group: weights of 32 outputs lie together, as the kernels read them.
 
-    Returns one set of tiles for each kind of storage if the group may be in several, else one: then
-    matrices of different kinds become float32. On several devices, each gets its part of the
-    queries, keys and values. `to` is the devices and the dtype of dense weights.
+    Returns several sets of tiles, one for each kind of storage, if the group may be stored so. Else
+    returns one set, in which matrices of different kinds become float32. On several devices, each
+    gets its part of the queries, keys and values. `to` is the devices and the dtype of dense
+    weights.
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING

@@ -178,14 +178,14 @@ def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -
 def stored(weight: Tiled) -> tuple[Array, Array, Array]:
     """Return the codes, scales and steps of a matrix as arguments of the C++ kernels.
 
-    What the matrix lacks becomes an empty array.
+    An empty array stands for each of these that the matrix does not have.
     """
     scales = or_empty(weight.scales, jnp.uint16)
     return weight.codes, scales, or_empty(weight.steps, jnp.uint8)
 
 
 def attributes(weight: Tiled) -> dict[str, np.int64]:
-    """Return the static arguments of a matrix for the C++ kernels.
+    """Return the static arguments of a C++ kernel that describe how a matrix is stored.
 
     These are its kind of storage, the blocks that share a scale, and the code that means 0.
     """

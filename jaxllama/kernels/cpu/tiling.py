@@ -49,7 +49,8 @@ def tile(
 
     A tile holds the weights of 32 outputs. Dense matrices are [in, out] and may be views (a
     transposed embedding); their type is kept. `biases` has one entry per matrix, or none at all.
-    `order` is the input of each stored row, None if they are in order. The result has NumPy arrays.
+    `order` is the input of each stored row, None if they are in order. The result holds NumPy
+    arrays.
     """
     offsets = np.cumsum([0, *(count_outputs(each) for each in matrices)])
     places = [OutputPlace(int(offset), -1) for offset in offsets[:-1]]
@@ -89,7 +90,7 @@ def can_tile(matrix: PackedMatrix) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class OutputPlace:
-    """Where the outputs of one matrix go: after other outputs, or to one half of every tile."""
+    """The target of one matrix's outputs: after other outputs, or one half of every tile."""
 
     offset: int
     turn: int  # 0 or 1: the first or second half of every tile; -1: whole tiles
@@ -130,7 +131,7 @@ def tile_matrices(
     biases: Sequence[np.ndarray | None],
     order: np.ndarray | None,
 ) -> Tiled:
-    """Tile matrices of one kind together with their biases.
+    """Tile matrices of one kind, together with their biases: a tile has 32 of their outputs.
 
     `places` says for each matrix where its outputs go; `outward` is the number of all outputs (if
     paired, of one matrix); `biases` has one entry per matrix, or none at all; `order` is the input

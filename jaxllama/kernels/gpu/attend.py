@@ -189,7 +189,7 @@ def rotate_halves(halves: tuple[Array, Array], angles: tuple[Array, Array]) -> t
 
 
 def dot_type(stored: Any) -> Any:
-    """Return the dtype of the query-key product: that of the cache, or bfloat16 if it is int8."""
+    """Return the dtype of the query-key product: the cache's, or bfloat16 for an int8 cache."""
     return jnp.bfloat16 if stored == jnp.int8 else stored
 
 

@@ -22,7 +22,7 @@ from jaxllama.shapes import Array, Float, Int32
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseAdapters:
-    """The matrices of N adapters of rank R for a group of G weights."""
+    """The A and B matrices of N adapters of rank R for a group of G weights."""
 
     a: Any  # [I, N, G, R]
     b: tuple[Any, ...]  # [N, R, O] of each weight

@@ -30,7 +30,7 @@ class UnfusedWeight(ABC):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add; what is None is left out."""
+        """Return norm(x) · weight + bias + add; an argument that is None is left out."""
 
     def project(
         self,
@@ -85,7 +85,7 @@ class StandaloneWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add in float32; what is None is left out.
+        """Return norm(x) · weight + bias + add in float32; an argument that is None is left out.
 
         `active` has no effect.
         """

@@ -98,7 +98,7 @@ def attend_prompt(
 
 
 def queries(q: Float[Array, "L N H"], layer: Layer) -> Float[Array, "L N W"]:
-    """Scale the queries `q` for the kernels; pad those of narrow heads with zeros.
+    """Scale the queries `q` for the kernels; pad the queries of narrow heads with zeros.
 
     Keys and values of a narrow head lie in one vector of `layer`; the zeros cancel the values in
     the scores.

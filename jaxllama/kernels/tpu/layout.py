@@ -29,7 +29,7 @@ EXPERTS = (GroupKind.EXPERT, GroupKind.EXPERT_GATE_UP)
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """How the devices of a mesh divide a matrix [in, out]: by inputs, by outputs, or not at all."""
+    """The division of a matrix [in, out] over the devices: by inputs, by outputs, or none."""
 
     parts: int
     inputs: bool

@@ -99,7 +99,7 @@ class GroupWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add in float32; what is None is left out.
+        """Return norm(x) · weight + bias + add in float32; an argument that is None is left out.
 
         `active` has no effect.
         """

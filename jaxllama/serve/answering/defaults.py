@@ -12,7 +12,7 @@ from jaxllama.service import Model
 def with_defaults(
     model: Model, knobs: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the `knobs` that are not None, and for the others those of `defaults`.
+    """Return `knobs` with the values in `defaults` for the knobs that are None.
 
     A default is left out if no installed sampler has its knob.
     """

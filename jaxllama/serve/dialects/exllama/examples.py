@@ -61,7 +61,10 @@ async def read_prompt(request: web.Request) -> str:
 
 
 def example(name: str, summary: str) -> Endpoint:
-    """Return the endpoint POST /infer_NAME of ExLlama's example; `summary` tells its sampling."""
+    """Return the endpoint POST /infer_NAME of ExLlama's example.
+
+    `summary` describes its sampling.
+    """
     return Endpoint("POST", f"/infer_{name}", f"Continue a prompt: {summary}", answer=str)
 
 

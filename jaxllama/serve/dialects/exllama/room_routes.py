@@ -89,7 +89,7 @@ class CreateRoomBody(RequestShape, kw_only=True):
 
 
 class ChangeRoomBody(RequestShape, kw_only=True):
-    """What to change in a room; the other settings stay."""
+    """New settings for a room; the settings that are not given stay."""
 
     new_name: str | None = None
     fixed_prompt: str | None = None

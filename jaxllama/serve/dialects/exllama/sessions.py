@@ -44,7 +44,7 @@ class SessionBlock(msgspec.Struct):
 
 
 class RoomSpeaker(msgspec.Struct, kw_only=True):
-    """How a participant of a room speaks; ExLlama does not read it."""
+    """The settings of a room's participant: prompt and sampling; ExLlama does not read them."""
 
     system: str = ""  # the speaker's own system prompt
     colour: int = 0  # place in the page's palette

@@ -75,7 +75,7 @@ class Native(Dialect):
     name = "native"
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers; those of explanations share one store of kept recordings."""
+        """Make the handlers of all routes; one store keeps the recordings of explanations."""
         super().__init__(options)
         self.endpoints = {**ENDPOINTS, **ExplainRoutes().endpoints}
 

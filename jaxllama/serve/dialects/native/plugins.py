@@ -43,7 +43,7 @@ class KnobCard(msgspec.Struct):
 
 
 class MeasuredCost(msgspec.Struct):
-    """What a sampler adds to each row of a decode step, as its package measured it."""
+    """The time that a sampler adds to each row of a decode step, as its package measured it."""
 
     microseconds: float
     where: str  # how and on what it was measured

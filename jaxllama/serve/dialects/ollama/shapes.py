@@ -124,7 +124,7 @@ class OllamaChatBody(AnswerBody, kw_only=True):
 
     @property
     def overflow(self) -> ContextOverflow:
-        """What happens to a conversation that does not fit into the context."""
+        """The treatment of a conversation that does not fit into the context."""
         if self.context_overflow is not None:
             return self.context_overflow
         is_refused = self.truncate is False

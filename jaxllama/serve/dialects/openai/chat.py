@@ -263,7 +263,7 @@ class ChatAnswer:
         return self._parsed.thought_tokens
 
     def receive(self, event: Event) -> ChatDelta:
-        """Add an event to the answer; return what it adds to the message of a stream."""
+        """Add an event to the answer; return the part of a message that a stream sends for it."""
         pieces = self._parsed.receive(event)
         if isinstance(event, Finished):
             self.usage = event.usage

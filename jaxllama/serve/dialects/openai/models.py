@@ -80,7 +80,7 @@ def cards(served: ServedModel) -> list[ModelCard]:
 
 
 def card(model: Model, name: str) -> ModelCard:
-    """Describe a loaded model under `name`: its own, an alias, or that of a LoRA adapter."""
+    """Describe a loaded model under `name`: the model's, an alias, or a LoRA adapter's."""
     return ModelCard(
         id=name,
         created=int(model.loaded),

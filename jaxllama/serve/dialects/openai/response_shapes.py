@@ -110,7 +110,7 @@ class ResponseBody(Common, kw_only=True):
 
     @property
     def overflow(self) -> ContextOverflow:
-        """What happens to a conversation that does not fit into the context."""
+        """The treatment of a conversation that does not fit into the context."""
         if self.context_overflow is not None:
             return self.context_overflow
         is_cut = self.truncation == "auto"

@@ -371,7 +371,7 @@ class ResponseForm:
         return self._items[-1].id
 
     def _item_id(self, prefix: str) -> str:
-        """Return the id of the next output item; `prefix` tells its kind."""
+        """Return the id of the next output item; `prefix` is for its kind of item."""
         return f"{prefix}-{self._facts.id}-{len(self._items)}"
 
     def _turn(self) -> Turn:
