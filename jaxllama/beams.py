@@ -164,7 +164,7 @@ def settling(
     """Search in steps as ExLlama does: yield prefixes, receive next tokens, return one answer.
 
     The generator looks `beam_length` tokens ahead, then fixes the first token of the best prefix,
-    and goes on from there. A prefix that ends is kept as it is, and competes with longer ones.
+    and continues from there. A prefix that ends is kept unchanged, and competes with longer ones.
     """
     settled: TokenIds = ()
     running = [Beam((), 0.0)]

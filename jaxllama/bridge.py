@@ -61,7 +61,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Question(Generic[T]):
-    """A question answered without generating: log-probabilities, logits or an embedding.
+    """A task for the engine that draws no token: log-probabilities, logits or an embedding.
 
     `begin` creates a generator, such as `Probes.peek`; its return value is the answer.
     """
@@ -97,7 +97,10 @@ class Probe:
 
 
 class Backlog(Protocol):
-    """The requests and probes that wait for a slot, in order; safe from loop and thread."""
+    """The requests and probes that wait for a slot, in order.
+
+    The event loop and the engine's thread may both call its methods.
+    """
 
     def __len__(self) -> int: ...
 

@@ -208,7 +208,10 @@ class ModelConfig:
         return self.vocab_size * self.width + self._parameters_of_layers(used)
 
     def _parameters_of_layers(self, experts: int) -> int:
-        """Return the number of weights in the matrices of all layers, with so many experts each."""
+        """Return the number of weights in the matrices of all layers.
+
+        `experts` is the number of experts counted in each layer.
+        """
         attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
         dense, mixture = 3 * self.width * self.ffn_width, 0
         if self.experts is not None:

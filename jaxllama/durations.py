@@ -26,7 +26,7 @@ def seconds_in(text: str) -> float | None:
 
 
 def bytes_in(text: str) -> int | None:
-    """Return the bytes of a text such as "16GB" (decimal) or "16GiB" (binary); None if it is none.
+    """Return the bytes of a text such as "16GB" (decimal) or "16GiB" (binary), else None.
 
     >>> bytes_in("1.5 GB"), bytes_in("1GiB"), bytes_in("much")
     (1500000000, 1073741824, None)

@@ -315,7 +315,7 @@ class LLM:
         adapters.load(name, read_adapter(Path(path), self.config, self.engine_config))
 
     def unload_adapter(self, name: str) -> None:
-        """Unload an adapter; requests that use it go on to their end."""
+        """Unload an adapter; requests that use it already keep it to their end."""
         loaded(self.engine.adapters).unload(name)
 
     # Generation.

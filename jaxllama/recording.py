@@ -50,7 +50,7 @@ class Recording:
 
     @classmethod
     def load(cls, path: Path) -> "Recording":
-        """Read a recording from a file; raise ConfigError if the file is none."""
+        """Read a recording from a file; raise ConfigError for any other file."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 about, logits = json.loads(str(file["about"])), file["logits"]

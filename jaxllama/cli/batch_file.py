@@ -167,7 +167,7 @@ def read_ids_and_errors(items: Iterator[Item]) -> tuple[list[object], list[int],
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """Parse a line as a JSON object; raise InvalidParameter if it is none."""
+    """Parse a line as a JSON object; raise InvalidParameter for anything else."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -118,7 +118,7 @@ class RemoteModel:
         return fields_of(kind, raw)
 
     def _pause(self, seconds: float) -> None:
-        """Wait so many seconds; raise GenerationFailed as soon as the run is stopped."""
+        """Wait `seconds` seconds; raise GenerationFailed as soon as the run is stopped."""
         if self._stopped.wait(seconds):
             raise GenerationFailed("the run was stopped")
 
@@ -161,7 +161,10 @@ class RemoteModel:
 
 
 def server_url(url: str) -> SplitResult:
-    """Parse a server's http(s) address and drop /v1 at its end; raise ConfigError if it is none."""
+    """Parse a server's http(s) address and drop /v1 at its end.
+
+    Raises ConfigError for anything else.
+    """
     parts = urlsplit(url)
     try:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)

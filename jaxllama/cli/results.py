@@ -80,9 +80,10 @@ class Results:
         return file
 
     def _read(self, ids: list[object]) -> tuple[list[Row], bool]:
-        """Return the rows of the file without errors, and whether the file holds only these.
+        """Return the answers in the file, and whether it has nothing but answers.
 
-        `ids` are the ids of the prompts, in the order of the input.
+        Rows with errors, and an incomplete last line, are no answers. `ids` are the ids of the
+        prompts, in the order of the input.
         """
         self._file.seek(0)
         lines = self._file.read().split(b"\n")

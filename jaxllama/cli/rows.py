@@ -29,7 +29,7 @@ class FileRow:
 
 
 def kind_of(path: Path, kinds: Sequence[str] = (CSV, JSONL, TXT)) -> str:
-    """Return the ending of a file's name; raise InvalidParameter if it is none of `kinds`.
+    """Return the ending of a file's name; raise InvalidParameter if `kinds` does not have it.
 
     The ending .json counts as .jsonl.
     """

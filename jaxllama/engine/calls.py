@@ -60,7 +60,7 @@ class DecodeCalls:
         self._last_read = 0.0
 
     def steps_in(self, seconds: float) -> int:
-        """Return about how many steps fit into so many seconds; 1 before the first measurement."""
+        """Return about how many decode steps fit into `seconds`; 1 before the first measurement."""
         return round(seconds / self.step_seconds) if self.step_seconds else 1
 
     def steps_sent(self, generation: Generation) -> int:

@@ -210,7 +210,7 @@ class Engine:
 
     @property
     def owes_first_token(self) -> bool:
-        """Say whether some request waits, is in prefill, or has no token yet."""
+        """Say whether some request waits, is in prefill, or has not drawn its first token yet."""
         rows = (one for one in self._running if one is not None)
         return bool(self._waiting or self._prompts) or any(not one.emitted for one in rows)
 

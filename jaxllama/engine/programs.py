@@ -423,7 +423,7 @@ class Programs:
             self.bank.try_samplers()
 
     def _make_all(self, names: Sequence[str]) -> None:
-        """Make these programs and report the progress; report nothing afterwards."""
+        """Make these programs one after the other, reporting progress until the last is made."""
         self._goal = names
         for name in names:
             what = f"compiling {name}" if name in self._compiling else "programs"

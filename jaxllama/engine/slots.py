@@ -91,8 +91,8 @@ class SlotTable:
         """Claim a free slot for the prompt `ids`; return None if no slot is free.
 
         Prefers a slot that has a prefix of the prompt cached with the same `adapter` (None: without
-        one). Notes the tokens that the slot will hold. The last one is never reused: a decode step
-        computes it. `owner` is the generation's id.
+        one). Records the tokens that the slot will hold. A cached column of the prompt's last token
+        is not used, because a decode step computes it. `owner` is the generation's id.
         """
         free = [slot for slot in self.slots if slot.owner is None]
         if not free:

@@ -168,11 +168,11 @@ class Metrics(Collector):
             yield family
 
     def _label(self, name: str) -> list[str]:
-        """Return the values of the label that distinguishes models, if there are several."""
+        """Return the values of the label `model`: [name] if there are several models, else []."""
         return [name] if self._labels else []
 
     def _requests(self) -> Iterator[Metric]:
-        """Yield the counters of requests that are over."""
+        """Yield the counters of requests that have ended."""
         requests = CounterMetricFamily(
             "jaxllama_requests",
             "Requests that are over",

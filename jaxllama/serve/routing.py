@@ -57,7 +57,7 @@ class RouteTable:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes to register with aiohttp.
 
-        Raises ConfigError if two dialects have the same one and nothing tells their bodies apart.
+        Raises ConfigError if two dialects have the same route and no field of their bodies decides.
         """
         found = []
         for (method, path), owned in self._routes.items():
@@ -157,7 +157,7 @@ class SharedHandler:
         self._marked, self._usual = marked, usual
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Call the handler whose marking field is in the body, or the usual one if none is."""
+        """Call the handler whose field is in the request's body; without one, the usual handler."""
         names = await peek_names(request)
         meant = next((own for mark, own in self._marked.items() if mark in names), self._usual)
         request[DIALECT] = meant.dialect

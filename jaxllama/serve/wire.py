@@ -91,7 +91,11 @@ class ResponseStream:
     """
 
     def __init__(self, request: web.Request, framing: Framing = SSE) -> None:
-        """Make a stream for the client of `request`; go on with its response if it has begun."""
+        """Make a stream for the client of `request`.
+
+        If the response has begun already, such as while a model was loading, the stream continues
+        it.
+        """
         begun = request.get(BEGUN)
         headers = {"Content-Type": framing.content_type} | HEADERS
         self.response = web.StreamResponse(headers=headers) if begun is None else begun

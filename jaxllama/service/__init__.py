@@ -383,7 +383,7 @@ class GenerationService:
         logger.info("adapter %s loaded from %s", name, path)
 
     async def unload_adapter(self, name: str, caller: Caller) -> None:
-        """Unload a LoRA adapter; requests that use it go on to their end."""
+        """Unload a LoRA adapter; requests that use it already keep it to their end."""
 
         def unload(engine: Engine) -> InSteps[None]:
             loaded(engine.adapters).unload(name)

@@ -155,9 +155,9 @@ class BlockPublisher:
         return True
 
     def _send_again(self, frames: Sequence[bytes]) -> None:
-        """Send a subscriber the kept batches from the number on that it asks for.
+        """Send a subscriber again all kept batches, from the number on that its message contains.
 
-        `frames` are the parts of the subscriber's message.
+        `frames` are the parts of the message.
         """
         if len(frames) != ASKING_FRAMES or len(frames[2]) != SEQUENCE_BYTES:
             logger.debug("a request for past block events is not 8 bytes; it is ignored")

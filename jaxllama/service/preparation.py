@@ -50,7 +50,7 @@ class Line:
 
 
 class Lane:
-    """Cheap or dear work: one line for each client, and threads that run the items."""
+    """Cheap or expensive work: one line of items for each client, and threads that run them."""
 
     def __init__(
         self, name: str, most: int, *, clock: Callable[[], float] = time.monotonic

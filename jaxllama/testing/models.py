@@ -140,7 +140,7 @@ def byte_tokenizer_json(vocab_size: int) -> str:
 
 
 def scaled(path: str, noise: np.ndarray) -> np.ndarray:
-    """Scale standard noise to a size that suits the weight called `path`."""
+    """Scale random numbers `noise` to a size that suits the weight with this path."""
     if "norm" in path:
         return 1 + 0.2 * noise
     if path.endswith(".bias"):

@@ -126,7 +126,7 @@ def check_unused(model: SentencePieceModel, pieces: Iterable[str], where: str) -
 
 
 def unigram_encoder(model: SentencePieceModel) -> tokenizers.Tokenizer:
-    """Build a unigram encoder, which finds the pieces with the highest sum of scores."""
+    """Build a unigram encoder: it splits a text into the pieces with the highest sum of scores."""
     normal = [model.scores[token] for _, token in model.ids_of(TokenKind.NORMAL)] or [0.0]
     mark = unused_mark(model.texts)
     pieces: list[tuple[str, float]] = []

@@ -178,8 +178,8 @@ def add_value(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 def kind_of(name: str, shape: tuple[int, ...], wanted: Any) -> Any:
     """Return the GGUF type in which to write the tensor `name` of shape `shape`.
 
-    It is `wanted`, or float16 if the row length is no multiple of the type's block. Vectors and the
-    small matrices that choose experts are float32, as llama.cpp writes them.
+    It is the type `wanted`, or float16 if the row length is no multiple of that type's block.
+    Vectors and the small matrices that choose experts are float32, as llama.cpp writes them.
     """
     if len(shape) == 1 or ROUTER in name:
         return Kind.F32

@@ -101,7 +101,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class PendingWeight:
-    """A weight, or a part of it, on its way from the disk."""
+    """A weight, or a part of it, that is being read from the disk."""
 
     form: StoredForm
     arrays: Mapping[str, PendingArray]  # by the part of the weight that they are

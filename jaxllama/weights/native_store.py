@@ -30,7 +30,7 @@ READS = {"limit": 4}  # at the same time; the memory of more threads stays with 
 
 
 class PendingArray:
-    """An array, or a part of it, on its way from the disk."""
+    """An array, or a part of it, that is being read from the disk."""
 
     def __init__(self, folder: Path, name: str, array: np.ndarray, future: Any) -> None:
         self._folder, self._name = folder, name

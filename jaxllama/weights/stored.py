@@ -196,8 +196,8 @@ def read_rows(
     """Read part `index` of a tensor of shape `shape` that a file stores row by row.
 
     `read(start, stop)` returns whole rows (slices along the first axis); `nbytes` is the size of
-    the whole tensor in the file. Where only some columns are wanted, few rows are read at a time,
-    so that little more than the part is in memory.
+    the whole tensor in the file. Where only some columns are requested, few rows are read at a
+    time, so that little more than the part is in memory.
     """
     rows, columns = index[0], index[1:]
     if columns == whole(shape[1:]):

@@ -194,7 +194,7 @@ class TorchFile:
         return tensors
 
     def _check_storages(self) -> None:
-        """Raise BadHeader unless every storage exists with the size that the pickle states."""
+        """Raise BadHeader unless every storage exists and has the size that the pickle states."""
         seen: dict[str, object] = {}
         for name, tensor in self.tensors.items():
             storage = tensor.storage

@@ -240,7 +240,7 @@ class Machine:
         self.push(self._memo[index])
 
     def push_integer(self) -> None:
-        """Read a length and a whole number of so many bytes, up to 64 bits; push the number."""
+        """Read a length in bytes and an integer of that length, up to 64 bits; push the integer."""
         count = self.take(1)[0]
         if count > MAX_INTEGER:
             self.refuse(f"has a number of {count} bytes; expected at most {MAX_INTEGER}")
@@ -314,7 +314,7 @@ class Machine:
             self.refuse(f"calls {described(function)}; expected OrderedDict or a tensor")
 
     def find_storage(self) -> None:
-        """Push the storage that a persistent id, taken from the stack, describes."""
+        """Take a persistent id off the stack, and push the storage that it describes."""
         found = self.pop()
         items = found.items if isinstance(found, PickledList) else []
         match items:

@@ -16,7 +16,7 @@ from jaxllama.shapes import Array, Bool, Float, Int32
 
 
 class WeightedLogits(NamedTuple):
-    """Rows of logits with their weights in a draw; see `Choosing` in `kernels/body.py`."""
+    """Rows of logits, with what a draw needs beside them; see `Choosing` in `kernels/body.py`."""
 
     logits: Float[Array, "S V"]
     best: Float[Array, " S"]
@@ -66,9 +66,10 @@ def list_likeliest(ops: Choosing, weighted: WeightedLogits, size: int) -> Listed
 
 
 def list_if(active: Bool[Array, " S"], make: Callable[[], Listed], size: int) -> Listed:
-    """Return the lists that `make` returns; rows outside the mask `active` get only padding.
+    """Return the lists of tokens that `make` returns; rows outside `active` get only padding.
 
-    `make` runs on the device only if some row is active. `size` is the length of a list.
+    `active` is a mask of rows. `make` runs on the device only if some row is active. `size` is the
+    length of a list.
     """
     rows = active.shape[0]
     nothing = Listed(

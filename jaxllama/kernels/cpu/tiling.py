@@ -183,7 +183,7 @@ def codes_per_byte(bits: int) -> int:
 
 
 def least_group(bits: int) -> int:
-    """Return the number of which the size of a group must be a multiple.
+    """Return the least size of a group; the size of every group must be a multiple of it.
 
     A group is the inputs that share a scale; `bits` is the size of a code.
     """

@@ -375,9 +375,9 @@ def combine_kernel(
 ) -> None:
     """Combine the partial softmaxes of one query head of one row (Pallas).
 
-    `mixed`, `tops` and `totals` are the outputs of `step_kernel`: weighted values, largest scores
-    and sums of weights for each part of the columns. `place` is the last column of each row, below
-    0 for inactive ones. The result goes to `out` [row, head].
+    Attention was computed over parts of the columns. `mixed`, `tops` and `totals` are the outputs
+    of `step_kernel`: weighted values, largest scores and sums of weights for each part. `place` is
+    the last column of each row, below 0 for inactive ones. The result goes to `out` [row, head].
     """
     row, query = pl.program_id(0), pl.program_id(1)
     head, lane = query // shape.group, query % shape.group

@@ -24,11 +24,12 @@ def read_options(
     where: str = "options",
     unheeded: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the knobs in the object `options`, and for each its path in the body, for errors.
+    """Return the knobs in the object `options`, and a map from knobs to the client's field paths.
 
-    `where` is the request's field that holds `options`. `known` are the names of all knobs; other
-    APIs' names for them are renamed. Names that are not in `known` are reported as ignored, or
-    refused under --strict; `unheeded` are those of real options that have no effect here.
+    The paths are for errors. `where` is the request's field that holds `options`. `known` are the
+    names of all knobs; other APIs' names for them are renamed. Names that are not in `known` are
+    reported as ignored, or refused under --strict; `unheeded` are names of real options that have
+    no effect here.
     """
     fields, aliased = rename_aliases(options, known)
     knobs = {name: value for name, value in fields.items() if name in known}

@@ -78,7 +78,7 @@ def thoughts_start(
 ) -> ThoughtStart:
     """Say whether the text before the answer has begun or ended the model's thoughts.
 
-    With `ending` Ending.LAST the answer continues the last of `messages`, so that is the text; else
+    With `ending` Ending.LAST that text is the last of `messages`, which the answer continues; else
     it is the prompt of the request, which all `answers` share.
     """
     if ending is Ending.LAST:

@@ -67,8 +67,8 @@ class SessionSpeech:
         """Generate a message of a participant, and yield the stream's packets of it.
 
         `author` is the participant's name; None: text without an author. If the context is full
-        before the reply has ended, it goes on with a shorter history. On errors the text so far is
-        kept.
+        before the reply has ended, the reply continues with a shorter history. On errors the text
+        so far is kept.
         """
         left, block = self._session.max_response_tokens, None
         while left > 0:

@@ -31,7 +31,8 @@ LLAMA = {"temperature_last": True, "top_k": 100, "top_p": 0.9, "min_p": 0.1}
 def knobs_of(query: LlambaQuery, sampler: SamplerName, model: Model) -> dict[str, Any]:
     """Return the knobs by which our samplers act like LLaMbA's `sampler` for a query.
 
-    A query with top_k, top_p or min_p, which only the llama.cpp chain heeds, is sampled by it.
+    A query with top_k, top_p or min_p gets the knobs of the llama.cpp sampler, which alone has
+    these.
     """
     if any(each is not None for each in (query.top_k, query.top_p, query.min_p)):
         sampler = "llama"

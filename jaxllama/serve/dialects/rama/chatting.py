@@ -58,14 +58,14 @@ class ChatEvent(msgspec.Struct, omit_defaults=True):
 
 @dataclass
 class RamaConversation:
-    """The messages of a conversation, and the answer under way."""
+    """The messages of a conversation, and the task that answers the last one."""
 
     messages: list[dict[str, str]] = field(default_factory=list)
     answering: asyncio.Task[None] | None = None
 
     @property
     def is_busy(self) -> bool:
-        """Whether an answer is under way."""
+        """Whether an answer is being generated."""
         return self.answering is not None and not self.answering.done()
 
 
