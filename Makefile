@@ -4,6 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 AOT := .venv-aot
 OPENVINO := .venv-openvino
+RAY := .venv-ray
 KERNELS := *.cc *.h CMakeLists.txt
 ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -14,7 +15,7 @@ CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pyda
 	"lm-eval[api]" sglang-router
 COMPARED := decode prefill $(if $(filter llama.cpp,$(PEER)),sampling)
 
-.PHONY: help install serve test check format bench openvino chaos soak fuzz accelerators clients dist \
+.PHONY: help install serve test check format bench openvino ray chaos soak fuzz accelerators clients dist \
 	docs sbom clean
 
 help:
@@ -25,6 +26,7 @@ help:
 	@echo "make format    let ruff format the code"
 	@echo "make bench     run the benchmarks: one line of JSON per figure"
 	@echo "make openvino  OpenVINO GenAI in .venv-openvino, for make bench PEER=openvino"
+	@echo "make ray       try jaxllama deploy on a Ray cluster of this machine, in .venv-ray"
 	@echo "make chaos     attack a server for tens of minutes: one line of JSON per figure"
 	@echo "make soak      MINUTES=60 of traffic of all APIs; resources and answers must stay the same"
 	@echo "make fuzz      hostile files, texts, requests and frames for SECONDS=20 per reader"
@@ -79,6 +81,18 @@ openvino:
 	@test -d $(OPENVINO) || $(PYTHON) -m venv $(OPENVINO)
 	@$(OPENVINO)/bin/python -m pip install --quiet --disable-pip-version-check --no-input openvino-genai
 
+# In an environment of its own, beside .venv. Accepts RAY_CHECKS="streams kill"; all without it.
+ray: $(RAY)/.ready
+	@$(BIN)/jaxllama pull smollm2-135m
+	@$(RAY)/bin/python -m tests.deploy.cluster $(RAY_CHECKS)
+
+$(RAY)/.ready: $(READY)
+	@$(PYTHON) -m venv $(RAY)
+	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check --no-input "ray[serve]>=2.60"
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/jaxllama.pth
+	@touch $@
+
 # In an environment of its own: clients bring much that jaxllama does not need.
 clients: install
 	@test -d .clients || $(PYTHON) -m venv .clients
@@ -132,5 +146,5 @@ sbom: install
 	@$(BIN)/python packaging/sbom.py build
 
 clean:
-	rm -rf .venv .venv-aot .venv-openvino .venv-dist .venv-docs .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-aot .venv-openvino .venv-ray .venv-dist .venv-docs .clients build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,6 +26,7 @@ Wording: the wrong value - the expected value - the remedy.
     ├── QueueFull                   the queue of waiting requests is full
     ├── WorkerDied                  a process that prepares requests was killed from outside
     ├── NotReady                    the model is still loading, or the server is shutting down
+    ├── ReplicaLost                 the replica that answered a request has ended
     ├── ModelFailed                 the model that a request names could not be loaded
     ├── TimedOut                    the request took longer than the operator allows
     ├── Cancelled                   an authorised client has cancelled the request
@@ -200,6 +201,19 @@ class NotReady(JaxLlamaError):
     status = 503
     code = "not_ready"
     retry_after = 5.0
+
+
+class ReplicaLost(JaxLlamaError):
+    """The replica that answered a request has ended; the rest of its answer is lost."""
+
+    status = 503
+    code = "replica_lost"
+    retry_after = 1.0
+
+    def __init__(
+        self, message: str = "the replica that answered was lost; send the request again"
+    ) -> None:
+        super().__init__(message)
 
 
 class ModelFailed(JaxLlamaError):

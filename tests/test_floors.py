@@ -86,7 +86,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "serve": (
         f"{WORDS} formats messages intake text sampling scoring completion recording explain "
         "encoder beams service",
-        "asyncio aiohttp msgspec numpy prometheus_client",
+        "asyncio aiohttp msgspec numpy prometheus_client yarl",
     ),
     # 5: on top of everything
     "cli": (
@@ -97,10 +97,13 @@ FLOORS: dict[str, tuple[str, str]] = {
     "cli.models_file": (WORDS, "msgspec"),
     "cli.main": (f"{WORDS} cli", "click threading"),
     "cli.remote": (f"{WORDS} streams cli", "threading concurrent"),  # a thread per open request
+    "cli.deploy": (f"{WORDS} serve cli deploy", "click threading"),
     "cli.check": (
         f"{WHOLE} serve testing cli",
         "click rich",
     ),  # runs the conformance kit for authors
+    "deploy": (f"{WORDS} serve service", "msgspec aiohttp yarl asyncio ray"),
+    "deploy.application": (f"{WORDS} serve service deploy cli", "ray threading asyncio"),
     "testing": (f"{WHOLE} llm", "jax jaxtyping numpy tokenizers"),
     "testing.dialects": (f"{WHOLE} service serve testing", "msgspec"),
     # Plugins hang off the sockets, ours like anyone's.

@@ -18,6 +18,7 @@ from jaxllama.mistakes import hiding
 
 COMMANDS = {
     "serve": "Serve a model over HTTP.",
+    "deploy": "Serve a model with several replicas, on Ray.",
     "chat": "Chat with a model in the terminal.",
     "generate": "Continue a prompt.",
     "explain": "Show what each sampler did to each token.",

@@ -87,13 +87,16 @@ class ServeCommand(ModelCommand):
         return [*self.settings, *super().get_params(ctx)]
 
 
-@click.command("serve", cls=ServeCommand)
-@click.argument("name", metavar="[MODEL]", required=False)
-@click.option(
+API_KEY_FILE = click.option(
     "--api-key-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help=f"Read API keys from this file, one per line; the variable {KEYS_VARIABLE} may hold more.",
 )
+
+
+@click.command("serve", cls=ServeCommand)
+@click.argument("name", metavar="[MODEL]", required=False)
+@API_KEY_FILE
 @click.option(
     "--hosts",
     "joins_hosts",
@@ -123,22 +126,11 @@ def command(
     when the model has made a token; until then /ready says what is being loaded or compiled.
     SIGTERM or Ctrl-C lets running requests finish; a second signal ends the program now.
     """
-    if name is not None and loading.get("model", name) != name:
-        raise click.UsageError(
-            f"the model is given twice, as {name!r} and as {loading['model']!r}; give one"
-        )
-    loading = dict(loading) if name is None else {**loading, "model": name}
-    bounds = Bounds(**{each.name: options.pop(each.name) for each in dataclasses.fields(Bounds)})
-    options["api_keys"] = (*options["api_keys"], *keys_from(api_key_file))
-    options["dialects"] = tuple(split(options["dialects"]))
-    settings = Settings(bounds=bounds, **options)
+    loading = with_model(name, loading)
+    settings = settings_from(options, api_key_file)
     log.set_up(as_json=settings.log_json)
     open_files.allow(settings.connections + RESERVE)
-    if not (settings.is_loopback or settings.api_keys):
-        logger.warning(
-            "every client that can reach %s may use this server; require a key with --api-key",
-            settings.host,
-        )
+    warn_if_open(settings)
     several = None
     if models_file is not None:
         check_together(loading, settings, joins_hosts=joins_hosts)
@@ -150,6 +142,36 @@ def command(
         if not group.leads:
             follow(group, loading)
     sys.exit(run(settings, loading, dialects, several))
+
+
+def with_model(name: str | None, loading: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `LLM.load` with the model of the command's argument, if it is given.
+
+    Raises UsageError if an option names another one.
+    """
+    if name is not None and loading.get("model", name) != name:
+        raise click.UsageError(
+            f"the model is given twice, as {name!r} and as {loading['model']!r}; give one"
+        )
+    return dict(loading) if name is None else {**loading, "model": name}
+
+
+def settings_from(options: Mapping[str, Any], api_key_file: Path | None) -> Settings:
+    """Make settings of the values of their options and the keys in a file."""
+    given = dict(options)
+    bounds = Bounds(**{each.name: given.pop(each.name) for each in dataclasses.fields(Bounds)})
+    given["api_keys"] = (*given["api_keys"], *keys_from(api_key_file))
+    given["dialects"] = tuple(split(given["dialects"]))
+    return Settings(bounds=bounds, **given)
+
+
+def warn_if_open(settings: Settings) -> None:
+    """Log a warning if clients of other machines need no key."""
+    if not (settings.is_loopback or settings.api_keys):
+        logger.warning(
+            "every client that can reach %s may use this server; require a key with --api-key",
+            settings.host,
+        )
 
 
 def check_together(loading: Mapping[str, Any], settings: Settings, *, joins_hosts: bool) -> None:

@@ -16,6 +16,7 @@ from jaxllama.serve.dashboard import Dashboard
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.docs import Docs
 from jaxllama.serve.expect import check_expectation
+from jaxllama.serve.fronted import IS_FRONTED
 from jaxllama.serve.guard import Guard, Handler
 from jaxllama.serve.keys import CALLER, DIALECT, MODELS, SETTINGS
 from jaxllama.serve.operations import Operations
@@ -38,13 +39,10 @@ NOTES = {
 }
 
 
-def create_app(
+def route_table(
     models: ServedModels, settings: Settings, dialects: Sequence[Dialect]
-) -> web.Application:
-    """Build the web application of the served models, with the routes of ours and of dialects.
-
-    A dialect is one HTTP API, such as OpenAI's.
-    """
+) -> RouteTable:
+    """Make the table of our own routes and those of the dialects, for the served models."""
     table = RouteTable(settings.root_dialect)
     described = [*dialects, Operations(settings.metrics_names, settings.bandwidth), Dashboard()]
     for dialect in (
@@ -53,10 +51,26 @@ def create_app(
         Docs(described, settings.root_dialect),
     ):
         table.add(dialect, dialect.routes(models))
+    return table
+
+
+def create_app(
+    models: ServedModels,
+    settings: Settings,
+    dialects: Sequence[Dialect],
+    *,
+    is_fronted: bool = False,
+) -> web.Application:
+    """Build the web application of the served models, with the routes of ours and of dialects.
+
+    A dialect is one HTTP API, such as OpenAI's. `is_fronted`: all requests come through a gateway
+    of ours.
+    """
+    table = route_table(models, settings, dialects)
     headers = dict.fromkeys(header for each in dialects for header in each.headers)
     front = Front(models, Guard(settings, headers), table)
     app = web.Application(middlewares=[front.handle], client_max_size=settings.body_bytes)
-    app[MODELS], app[SETTINGS] = models, settings
+    app[MODELS], app[SETTINGS], app[IS_FRONTED] = models, settings, is_fronted
     app.router.add_routes(table.routes())
     app[OPEN_SOCKETS] = weakref.WeakSet()
     app.on_shutdown.append(close_sockets)

@@ -4,7 +4,7 @@ Used by `app.py`. Where two dialects want `/`, our page keeps it unless the oper
 where two want the same path, the body tells whose it is (`RequestShape.told_by`). Knows no dialect.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,16 @@ class RouteTable:
         """
         dialect = self._owners.get(handler)
         return dialect if dialect is not None else self._closest(path)
+
+    def meant(self, handler: object, path: str, names: Collection[str]) -> Dialect:
+        """Return the dialect that a request is meant for, as `owner` does.
+
+        Of dialects that share a path, it is the one that the `names` of the body's fields tell.
+        """
+        shared = getattr(handler, "__self__", None)
+        if isinstance(shared, SharedHandler):
+            return shared.meant(names).dialect
+        return self.owner(handler, path)
 
     def _closest(self, path: str) -> Dialect:
         assert self._default is not None
@@ -156,10 +166,13 @@ class SharedHandler:
         """
         self._marked, self._usual = marked, usual
 
+    def meant(self, names: Collection[str]) -> OwnedRoute:
+        """Return the route whose marking field is among the names, or the usual one."""
+        return next((own for mark, own in self._marked.items() if mark in names), self._usual)
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Call the handler whose field is in the request's body; without one, the usual handler."""
-        names = await peek_names(request)
-        meant = next((own for mark, own in self._marked.items() if mark in names), self._usual)
+        meant = self.meant(await peek_names(request))
         request[DIALECT] = meant.dialect
         answer: web.StreamResponse = await meant.route.handler(request)
         return answer

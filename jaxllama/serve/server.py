@@ -19,6 +19,7 @@ from jaxllama.serve.connection import Connection
 from jaxllama.serve.crowd import Crowd
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.expect import without_expectation
+from jaxllama.serve.fronted import with_sender
 from jaxllama.serve.settings import Settings
 from jaxllama.service.served_models import ServedModels
 
@@ -36,12 +37,20 @@ class Server:
         models: ServedModels,
         settings: Settings,
         dialects: Sequence[Dialect],
+        *,
+        socket: str | None = None,
     ) -> None:
+        """Make a server of the models; `start` makes it listen.
+
+        `socket` is a path: the server then listens there, not on the address in the settings, for a
+        gateway that passes on requests of clients (`serve/fronted.py`).
+        """
         self.models, self.settings = models, settings
+        self._socket = socket
         self.crowd = Crowd(
             settings.connections, settings.connections_per_address, settings.trusted_addresses
         )
-        app = create_app(models, settings, dialects)
+        app = create_app(models, settings, dialects, is_fronted=socket is not None)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         self._listening: asyncio.Server | None = None
 
@@ -56,6 +65,8 @@ class Server:
         server = self._runner.server
         assert server is not None
         server.request_factory = without_expectation(server.request_factory)
+        if self._socket is not None:
+            server.request_factory = with_sender(server.request_factory)
         loop = asyncio.get_running_loop()
 
         def connect() -> Connection:
@@ -70,6 +81,10 @@ class Server:
                 logger=logger,
             )
 
+        if self._socket is not None:
+            self._listening = await loop.create_unix_server(connect, self._socket)
+            self.models.start()
+            return
         try:
             self._listening = await loop.create_server(
                 connect,

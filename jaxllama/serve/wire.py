@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from jaxllama.errors import JaxLlamaError, SlowReader
+from jaxllama.serve.fronted import IS_FRONTED, LAST_WORDS, last_words
 from jaxllama.serve.keys import BEGUN, CALLER, DIALECT, SETTINGS
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,8 @@ class ResponseStream:
         """
         begun = request.get(BEGUN)
         headers = {"Content-Type": framing.content_type} | HEADERS
+        if request.app.get(IS_FRONTED, False):
+            headers[LAST_WORDS] = last_words(request[DIALECT].error_body, framing.join)
         self.response = web.StreamResponse(headers=headers) if begun is None else begun
         self._framing = framing
         self._request = request

@@ -1,0 +1,58 @@
+"""Figures of a deployment: the metrics of all replicas in one text, and those of the gateway.
+
+Both are in Prometheus' text form. Knows no HTTP.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass
+class GatewayFigures:
+    """What one gateway has counted."""
+
+    open: int = 0
+    retried: int = 0
+    lost: int = 0
+
+    def text(self) -> str:
+        """Return the figures as metrics."""
+        rows = (
+            ("open", "gauge", "Requests that the gateway answers now", self.open),
+            ("retried_total", "counter", "Requests asked again of another replica", self.retried),
+            ("lost_total", "counter", "Answers cut because their replica was lost", self.lost),
+        )
+        return "".join(
+            f"# HELP jaxllama_gateway_{name} {words}\n# TYPE jaxllama_gateway_{name} {kind}\n"
+            f"jaxllama_gateway_{name} {float(value)}\n"
+            for name, kind, words, value in rows
+        )
+
+
+def merge_metrics(texts: Mapping[str, str]) -> str:
+    """Merge the metrics of replicas: every sample gets the label `replica`, families stay together.
+
+    `texts` maps the name of each replica to its metrics.
+    """
+    families: dict[str, list[str]] = {}
+    for replica, text in texts.items():
+        family = ""
+        for line in text.splitlines():
+            if line.startswith("# "):  # HELP or TYPE, then the family's name
+                family = line.split(" ", 3)[2]
+                lines = families.setdefault(family, [])
+                if line not in lines:
+                    lines.append(line)
+            elif line:
+                families.setdefault(family, []).append(labelled(line, replica))
+    return "".join(f"{line}\n" for lines in families.values() for line in lines)
+
+
+def labelled(sample: str, replica: str) -> str:
+    """Return a sample of a metric with the label `replica` in front of its other labels."""
+    brace, space = sample.find("{"), sample.find(" ")
+    label = f'replica="{replica}"'
+    if 0 <= brace < space:
+        comma = "" if sample[brace + 1] == "}" else ","
+        return f"{sample[: brace + 1]}{label}{comma}{sample[brace + 1 :]}"
+    return f"{sample[:space]}{{{label}}}{sample[space:]}"

@@ -1,0 +1,51 @@
+"""The router of Ray Serve for replicas: by prefix and by load.
+
+Ray loads this class by its name into each gateway. Ray has a router by prefix of its own, but only
+beside vLLM (`ray[llm]`); for each request it waits for an actor twice. Decides nothing: see
+`prefixes.py`.
+"""
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from jaxllama.deploy.parcel import Parcel
+from jaxllama.deploy.prefixes import PrefixMap, rank
+
+NOTHING = Parcel("GET", "/", (), b"")
+
+
+class PrefixRouter(RequestRouter):  # type: ignore[misc] # Ray is not read by mypy
+    """Chooses the replica that saw most of a prompt, unless others have much less to do."""
+
+    def initialize_state(self, spread: int) -> None:
+        """Remember no prompt yet; `spread` is the number of open requests that is much less."""
+        self._prefixes, self._spread = PrefixMap(), spread
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Return the replicas in the order in which Ray has to ask them."""
+        parcel = parcel_in(pending_request)
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # if all refuse
+        by_name = {each.replica_id.unique_id: each for each in candidate_replicas}
+        loads = {
+            name: self.replica_queue_len_cache.get(each.replica_id) or 0
+            for name, each in by_name.items()
+        }
+        matched = self._prefixes.matched(parcel.blocks)
+        return [[by_name[name]] for name in rank(loads, matched, self._spread, parcel.avoid)]
+
+    def on_request_routed(
+        self, pending_request: PendingRequest, replica_id: ReplicaID, result: object
+    ) -> None:
+        """Remember which replica got a prompt."""
+        del result
+        self._prefixes.remember(parcel_in(pending_request).blocks, replica_id.unique_id)
+
+
+def parcel_in(pending: PendingRequest | None) -> Parcel:
+    """Return the parcel of a request; one without a prompt if the request is none of a gateway."""
+    first = pending.args[0] if pending is not None and pending.args else None
+    return first if isinstance(first, Parcel) else NOTHING

@@ -1,0 +1,66 @@
+"""Error forms: the response for an error in the form of the dialect that a request was meant for.
+
+Used by a gateway, which has no model, for requests that it cannot pass on. Knows no dialect by
+name.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
+
+from aiohttp import web
+from yarl import URL
+
+from jaxllama.errors import JaxLlamaError
+from jaxllama.serve.app import route_table
+from jaxllama.serve.dialect import Dialect
+from jaxllama.serve.settings import Settings
+from jaxllama.serve.wire import encode
+from jaxllama.service import GenerationService
+from jaxllama.service.served_models import ServedModels
+
+
+@dataclass(frozen=True)
+class ErrorResponse:
+    """An error as a whole response."""
+
+    status: int
+    content_type: str
+    body: bytes
+    retry_after: int | None  # seconds
+
+
+class ErrorForms:
+    """The errors of all dialects; made on the event loop."""
+
+    def __init__(self, settings: Settings, dialects: Sequence[Dialect]) -> None:
+        models = ServedModels.single(GenerationService(no_model, settings.bounds))
+        self._table = route_table(models, settings, dialects)
+        self._router = web.UrlDispatcher()
+        self._router.add_routes(self._table.routes())
+
+    async def response(
+        self, error: JaxLlamaError, method: str, target: str, names: Collection[str] = ()
+    ) -> ErrorResponse:
+        """Return the response to a request with this method and target (path and query).
+
+        `names` are the fields of its body; they decide where dialects share a path.
+        """
+        url = URL(target, encoded=True)
+        asked = cast(web.Request, SimpleNamespace(method=method, rel_url=url))
+        match = await self._router.resolve(asked)
+        dialect = self._table.meant(match.handler, url.path, names)
+        body: Any = dialect.error_body(error)
+        is_text = isinstance(body, str)
+        return ErrorResponse(
+            dialect.error_status(error),
+            "text/plain; charset=utf-8" if is_text else "application/json",
+            body.encode() if is_text else encode(body),
+            None if error.retry_after is None else max(1, round(error.retry_after)),
+        )
+
+
+def no_model() -> NoReturn:
+    """Raise RuntimeError: the services of error forms are never started."""
+    raise RuntimeError("a gateway has no model")
