@@ -24,6 +24,7 @@ CONTENTS: dict[str, dict[str, str]] = {  # section -> page of the site -> its fi
         "expressions": "docs/expressions.md",
         "models": "docs/models.md",
         "hosts": "docs/hosts.md",
+        "deploy": "docs/deploy.md",
         "kv-events": "docs/kv-events.md",
         "packaging": "packaging/README.md",
         "contributing": "CONTRIBUTING.md",
