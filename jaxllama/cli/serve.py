@@ -175,7 +175,7 @@ def warn_if_open(settings: Settings) -> None:
 
 
 def check_together(loading: Mapping[str, Any], settings: Settings, *, joins_hosts: bool) -> None:
-    """Raise UsageError for options that belong to one model, beside --models-file.
+    """Raise UsageError for options of a single model that are given with --models-file.
 
     `loading` holds the arguments of `LLM.load`; `joins_hosts`: --hosts is given.
     """

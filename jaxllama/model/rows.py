@@ -83,5 +83,5 @@ ALL_ROWS = MatmulRows()
 
 
 def of_rows(adapter: SlotAdapter | None, count: int) -> Adapters | None:
-    """Return `adapter`, the adapter of one slot, for each of `count` rows; None without one."""
+    """Return the adapter of one slot as the adapter of each of `count` rows; None without one."""
     return None if adapter is None else adapter.of_rows(count)

@@ -11,7 +11,7 @@ LEAST, MOST = 1.0, 60.0  # bounds of Retry-After, in seconds
 
 
 class Pace:
-    """Moving average of the time between the ends of two requests."""
+    """The average time between the ends of two requests, of which the latest count most."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -68,7 +68,10 @@ class Checkpoint(ABC):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Map each name in `shapes` to its element type and bytes, for display; {} if unknown."""
+        """Map each name in `shapes` to its element type and its bytes, for display.
+
+        {} if they are not known.
+        """
         return {}
 
     def expect(self, paths: Sequence[str]) -> None:

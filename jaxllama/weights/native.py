@@ -183,7 +183,10 @@ class NativeCheckpoint(Checkpoint):
         return self._manifest.provenance
 
     def expect(self, paths: Sequence[str]) -> None:
-        """Plan to read these weights ahead, in this order; `_read_ahead` limits how many."""
+        """Plan to read these weights in advance, in this order.
+
+        `_read_ahead` limits how many are in memory.
+        """
         forms = self._manifest.weights
         known = [path for path in paths if path in forms]
         self._store.open(f"{path}/{part}" for path in known for part in forms[path].arrays())

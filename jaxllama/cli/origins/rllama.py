@@ -180,7 +180,7 @@ def served(given: TheirValues) -> list[str]:
 def prompt_cache_mib(given: TheirValues) -> int | None:
     """Convert the size of RLLaMA's prompt cache to MiB; None if it is not given.
 
-    RLLaMA counts it in entries, each of a whole context.
+    RLLaMA counts entries; each holds a whole context.
     """
     entries = given["inference_server_prompt_cache_size"]
     if not entries:

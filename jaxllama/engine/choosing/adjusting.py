@@ -94,7 +94,7 @@ def acts(kind: type[Adjuster], sampler: Sampler, rows: Rows) -> Bool[Array, " S"
 
 
 def runs(kinds: Mapping[str, type[Adjuster]]) -> list[SamplerNames]:
-    """Return the adjusters' names in order, in groups that are applied together.
+    """Group the adjusters that can be applied together; return the names in each group, in order.
 
     Adjacent adjusters that read only the logits of tokens in the row form one group; every other
     adjuster is a group of its own.
@@ -121,8 +121,8 @@ def move_held(
     """Apply adjusters that read only the logits of the tokens that a row contains.
 
     Returns `old` with new logits. `names` are these adjusters, `adjusting` holds their knobs and
-    rows, and `ops` are the kernels' operations. In place of a token's id they get the index at
-    which the token first occurs in the row.
+    rows, and `ops` are the kernels' operations. The adjusters see a vocabulary that has the places
+    of the row: the id of a token is the place at which it first occurs.
     """
     rows = adjusting.rows
     count = jnp.where(adjusting.some(names), rows.length, 0)

@@ -72,7 +72,7 @@ def matmul_expert(
     expert: tuple[Int[Array, ""], int],
     active: ActiveRows,
 ) -> Float[Array, "L O"]:
-    """Return x · weight of one expert, or silu(x · gate) * (x · up) if the matrix is paired.
+    """Return x · weight of one expert; for a pair of matrices, silu(x · gate) * (x · up).
 
     `weights` hold the matrices of all experts side by side; `expert` is (index of the expert,
     number of experts). Rows that are not in the mask `active` become 0 (None: all are active).
@@ -128,10 +128,11 @@ def multiply(
     residual: Float[Array, "L _"] | None,  # twice as wide if the matrix is paired
     active: ActiveRows,
 ) -> Float[Array, "L O"]:
-    """Call the C++ matmul: norm(x) · weight + bias + residual, and silu(gate) * up if paired.
+    """Call the C++ matmul kernel: norm(x) · weight + bias + residual, in float32.
 
-    `norm` is the weight of the norm and `eps` its epsilon. `norm` and `residual` None: left out.
-    `active` None: all rows are active; others become 0.
+    If `weight` holds a pair of matrices, gate and up, the result is silu(gate) * up of their
+    products. `norm` is the weight of the norm and `eps` its epsilon. `norm` and `residual` None:
+    left out. `active` None: all rows are active; others become 0.
     """
     check(x, norm, weight, residual)
     if x.shape[0] == 0:

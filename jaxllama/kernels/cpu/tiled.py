@@ -57,13 +57,13 @@ class Tiled:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return the shape [in, out] without padding; if paired, of one of the two matrices."""
+        """Return the shape [in, out] without padding; of a pair (gate and up), of one matrix."""
         tiles, blocks = self.codes.shape[:2]
         return blocks * BLOCK - self.spare_in, tiles * self.tile - self.spare_out
 
     @property
     def tile(self) -> int:
-        """Return how many outputs of one matrix a tile holds: 32, or 16 if two share the tiles."""
+        """Return how many outputs of one matrix a tile holds: 32, or 16 of each of a pair."""
         return HALF if self.paired else TILE
 
     @property

@@ -112,7 +112,10 @@ def product(equation: str, left: Array, right: Array) -> Array:
 
 
 def attention_cost(queries: Any, layer: Sequence[Any]) -> pl.CostEstimate:
-    """Estimate the cost of attention for XLA's scheduler, as if every column were in use."""
+    """Estimate the cost of an attention call for XLA's scheduler.
+
+    It is that of attention to every column of the cache layer `layer`, by the rows of `queries`.
+    """
     columns = layer[0].shape[2]
     scores = queries.size // queries.shape[-1] * columns
     arrays = (queries, queries, *layer)

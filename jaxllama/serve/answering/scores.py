@@ -26,7 +26,7 @@ from jaxllama.service.asking import estimate_characters
 
 @dataclass(frozen=True)
 class Prefix:
-    """The text before the scored ones: either a prompt or a conversation."""
+    """The text that the scored texts follow: either a prompt or a conversation."""
 
     prompt: Prompt | None = None
     messages: Messages | None = None

@@ -20,7 +20,7 @@ MOST_RESPONSES = 10_000
 
 
 class KeptResponse(msgspec.Struct):
-    """A response, and the conversation up to and with it."""
+    """A stored response, with the conversation that led to it and its answer."""
 
     owner: str
     response: msgspec.Raw
