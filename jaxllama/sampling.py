@@ -99,7 +99,7 @@ class KnobSpec:
 
     @property
     def kind(self) -> type:
-        """Return `int`, `float` or `bool`: the type of `off`."""
+        """Return the type of the knob's numbers, `int`, `float` or `bool`, by the value `off`."""
         return type(self.off)
 
 

@@ -158,9 +158,10 @@ def outputs_of(path: str, leaf: Leaf) -> int:
 
 
 def sample_of(path: str, leaf: Leaf, parts: int) -> WeightSample:
-    """Return which part of a weight to read as one of `parts` equal shares of its outputs.
+    """Return the part of a weight to read in place of all of it, to estimate its size in memory.
 
-    Of a stack of experts, it is a share of the first expert. `leaf` has the weight's shape.
+    It is one of `parts` equal shares of its outputs; of a stack of experts, a share of the first
+    expert. The result also has the number of such parts. `leaf` has the weight's shape.
     """
     outputs = outputs_of(path, leaf)
     most = -(-outputs // TILE) // parts * TILE

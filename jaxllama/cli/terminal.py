@@ -145,7 +145,7 @@ def open_llm(loading: Mapping[str, Any], *, is_short: bool = False) -> Iterator[
 
 
 def close_llm(llm: "jaxllama.LLM") -> None:
-    """Close a model; before that, name the program being compiled, as closing waits for it."""
+    """Close a model; first print which program is being compiled, as closing waits for it."""
     pending = llm.engine.programs.pending
     if pending:
         note(f"compiling {pending[0]} to its end, for the next start; Ctrl-C skips that")

@@ -63,10 +63,10 @@ def build_tree(continuations: Iterable[Continuation], shared: int) -> Node:
 
 
 def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
-    """Yield the tree, depth first, as runs of at most RUN tokens, parents before their children.
+    """Cut the tree of tokens into runs of at most RUN tokens of one branch, and yield these.
 
-    `root` stands for the prefix and has no token; `shared` is the cache column of the first token
-    after it.
+    The order is depth first, parents before their children. `root` stands for the prefix and has no
+    token; `shared` is the cache column of the first token after it.
     """
     stack = [(node, token, shared) for token, node in reversed(root.children.items())]
     while stack:

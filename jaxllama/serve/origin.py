@@ -17,7 +17,7 @@ FOREIGN = ("cross-site", "same-site")
 def is_from_page(request: web.BaseRequest) -> bool:
     """Say whether a web page in a browser sends the request, judged by its headers.
 
-    Such a page can send forms of any content type but JSON without asking.
+    The browser lets any page send forms of any content type but JSON, without asking the server.
     """
     return "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
 

@@ -282,8 +282,9 @@ class GenerationService:
 
     @asynccontextmanager
     async def open_rounds(self, caller: Caller) -> AsyncIterator[Rounds]:
-        """Yield a `Rounds`, through which the caller sends requests round by round.
+        """Yield a `Rounds`: its method `ask` queues a list of requests and waits for their events.
 
+        It can be called several times, for a search whose next requests depend on earlier answers.
         All rounds are logged as one request. Unfinished requests are cancelled on exit.
         """
         async with self._opened(caller) as answers:

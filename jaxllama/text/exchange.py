@@ -206,7 +206,7 @@ def words_and_merges(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
 
 
 def name_of_cutting(tokenizer: Tokenizer, *, ignores: bool) -> str:
-    """Return the name, in GGUF files, of the rule that splits text into words as this tokenizer.
+    """Return GGUF's name of the rule by which this tokenizer splits text into words.
 
     `ignores` says whether a word that is a token is never split (`ignore_merges`); the rule must
     agree. Raise UnsupportedModel if no known rule splits a probe text in the same way.

@@ -197,7 +197,10 @@ class Rule:
 
 
 def numbered(name: str, count: int) -> tuple[str, ...]:
-    """Return `count` names with `{n}` replaced by the numbers from 0: experts, or shards."""
+    """Return the names made of `name` by replacing `{n}` by 0 to `count` - 1.
+
+    `{n}` stands for the number of an expert or of a shard.
+    """
     return tuple(name.replace("{n}", str(number)) for number in range(count))
 
 

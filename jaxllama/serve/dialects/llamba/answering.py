@@ -101,9 +101,9 @@ class LlambaAnswering:
 
 
 def conversation_of(query: LlambaChatQuery) -> tuple[list[Json], Ending]:
-    """Return the messages, stripped of outer spaces but for the last, and how the prompt ends.
+    """Return the messages without spaces around them, and how the prompt ends.
 
-    Ending.LAST: the answer continues the last message.
+    The last message keeps its spaces. Ending.LAST: the answer continues the last message.
     """
     messages = [
         {"role": turn.role, "content": turn.content.strip()} for turn in query.messages[:-1]
