@@ -5,6 +5,7 @@ hardware, stand beside ours. Random weights take as long as trained ones.
 """
 
 import dataclasses
+import os
 import re
 import subprocess
 import time
@@ -27,6 +28,7 @@ GIB = 1 << 30
 NEEDED_7B = 28 * GIB  # for writing a file of 13 GB, and for loading it
 TAIL = 128  # tokens that ExLlama's benchmark generates
 ACHIEVED = re.compile(r"achieved tok/s: ([0-9.]+)")
+OPENMP = (b"GOMP_parallel", b"__kmpc_fork_call")  # what gcc and clang make of `#pragma omp`
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,13 @@ def rama(task: Task) -> None:
         with task.board.doing(subject.name), subject.load(slots=1, length=length) as llm:
             begin = llm.intake.ids("a")[:1]
 
-            peer = None if task.run is None else rate_of_run(task.run, path, length)
+            threads = task.board.environment.threads
+            peer = None if task.run is None else rate_of_run(task.run, path, length, threads)
             ours, theirs = in_turn(task.times, rate_of_text(llm, begin, length - 1), peer)
         case = f"{subject.name}, {length} tokens"
-        if theirs:
-            task.board.add(case, "tokens/s", ours, theirs, Peer("llama2.c"))
+        if theirs and task.run is not None:
+            used = f"{threads} threads" if has_openmp(task.run) else "1 thread"
+            task.board.add(case, "tokens/s", ours, theirs, Peer("llama2.c", used))
         task.add(case if not theirs else f"{case}, published", "tokens/s", ours, *published)
 
 
@@ -138,13 +142,23 @@ def rate_of_text(llm: LLM, prompt: Sequence[int], tokens: int) -> Callable[[], f
     return rate
 
 
-def rate_of_run(program: Path, model: Path, length: int) -> Callable[[], float]:
-    """Return a measure of llama2.c's own program, which prints its rate."""
+def has_openmp(program: Path) -> bool:
+    """Say whether a program was compiled with -fopenmp; without, it has one thread."""
+    called = program.read_bytes()
+    return any(each in called for each in OPENMP)
+
+
+def rate_of_run(program: Path, model: Path, length: int, threads: int) -> Callable[[], float]:
+    """Return a measure of llama2.c's own program, which prints its rate.
+
+    `threads` are those of a program that was compiled with -fopenmp.
+    """
     beside = ["-z", str(model.with_name("tokenizer.bin"))]
     command = [str(program.resolve()), str(model), *beside, "-t", "0", "-n", str(length)]
+    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
 
     def rate() -> float:
-        done = subprocess.run(command, capture_output=True, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, check=False)
         found = ACHIEVED.search(done.stderr.decode(errors="replace"))
         if done.returncode or not found:
             said = done.stderr[-200:].decode(errors="replace").strip()
@@ -318,7 +332,8 @@ ORIGINS: dict[str, Callable[[Task], None]] = {
 @click.option(
     "--run",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="rama: llama2.c's program (gcc -Ofast run.c), measured in turn on the same file.",
+    help="rama: llama2.c's program (gcc -Ofast [-fopenmp] run.c -lm), measured in turn on the "
+    "same file.",
 )
 @click.option(
     "--text",

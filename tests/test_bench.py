@@ -449,7 +449,11 @@ def test_a_model_of_the_origins_sizes_stands_beside_their_figures(
     few = ("--tokens", "8", "--repetitions", "1", "--run", str(program))
     beside, published = records("origins", "rama", *few).values()
     assert (beside["peer"], beside["peer_value"]) == ("llama2.c", 40.0)
+    assert beside["peer_setting"] == "1 thread"
     assert (published["peer_setting"], published["peer_value"]) == ("a 4090", 10.0)
+    program.write_text("#!/bin/sh\n# GOMP_parallel\necho achieved tok/s: $OMP_NUM_THREADS >&2\n")
+    beside, _ = records("origins", "rama", *few, "--threads", "3").values()
+    assert (beside["peer_setting"], beside["peer_value"]) == ("3 threads", 3.0)
     program.write_text("#!/bin/sh\necho broken >&2\n")
     assert "printed no rate: broken" in run("origins", "rama", *few).output
 

@@ -19,7 +19,8 @@ FLAGS = (
         "`--context`",
         256,
         int,
-        difference="0 is the model's limit; more than that is refused",
+        difference="0 is the model's limit; more than that is refused; the begin-of-text token "
+        "counts, so a text has one token less",
     ),
     TheirFlag(("-i",), "`--prompt`; in a chat, `--first`", ""),
     TheirFlag(

@@ -16,7 +16,8 @@ FLAGS = (
         "`--context`; served, `rama.step`",
         255,
         int,
-        difference="an end token ends the text",
+        difference="an end token ends the text; the begin-of-text token counts, so a text has one "
+        "token less",
     ),
     TheirFlag(
         ("-r", "--temperature"),
