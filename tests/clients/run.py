@@ -33,6 +33,7 @@ import traceback
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ DOG = {
     "additionalProperties": False,  # or a small model invents fields without end
 }
 CLIENTS: dict[str, Callable[[str], str]] = {}
+PACKAGES = {"langchain": "langchain-openai", "pydantic-ai": "pydantic-ai-slim"}
 
 
 class Missing(Exception):
@@ -74,7 +76,7 @@ def client(run: Callable[[str], str]) -> Callable[[str], str]:
 
 @client
 def run_openai(url: str) -> str:
-    """OpenAI's own: chat, stream, tools there and back, responses, completions, embeddings."""
+    """OpenAI's own: chat, stream, tools, responses, completions, embeddings, files, batches."""
     import openai
 
     api = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
@@ -100,7 +102,56 @@ def run_openai(url: str) -> str:
     assert api.completions.create(model=MODEL, prompt="Once", max_tokens=4).choices[0].text
     vectors = api.embeddings.create(model=MODEL, input=["a", "b"]).data
     assert len(vectors) == 2
+    more_of_responses(api)
+    batch_of_chats(api)
     return f"tools in prompt format {raw.headers.get('X-Prompt-Format', 'of the model')}"
+
+
+def more_of_responses(api: Any) -> None:
+    """Responses: an answer to an earlier one, and a tool that must be called, there and back."""
+    settings = {"model": MODEL, "max_output_tokens": 8}
+    first = api.responses.create(input="Say hello.", **settings)
+    second = api.responses.create(input="Again.", previous_response_id=first.id, **settings)
+    assert second.previous_response_id == first.id
+    assert second.usage.input_tokens > first.usage.input_tokens
+    assert api.responses.retrieve(first.id).output_text == first.output_text
+    tool = {"type": "function", "strict": True, **WEATHER["function"]}
+    asked = {"model": MODEL, "max_output_tokens": 60, "tools": [tool]}
+    called = api.responses.create(input="Weather in Linz?", tool_choice="required", **asked)
+    (call,) = [each for each in called.output if each.type == "function_call"]
+    assert "town" in json.loads(call.arguments)
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "Sunny."}
+    api.responses.create(input=[result], previous_response_id=called.id, **asked)
+
+
+def batch_of_chats(api: Any) -> None:
+    """Files and batches: two chats in a file, answered; then all is deleted."""
+    lines = [
+        {
+            "custom_id": name,
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": MODEL, "messages": HI, "max_tokens": 4},
+        }
+        for name in ("one", "two")
+    ]
+    raw = "\n".join(map(json.dumps, lines)).encode()
+    file = api.files.create(file=("chats.jsonl", raw), purpose="batch")
+    assert api.files.content(file.id).read() == raw
+    batch = api.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    deadline = time.monotonic() + START_SECONDS
+    while batch.status not in {"completed", "failed", "expired"} and time.monotonic() < deadline:
+        time.sleep(0.2)
+        batch = api.batches.retrieve(batch.id)
+    assert batch.status == "completed" and batch.request_counts.completed == len(lines), batch
+    answers = [json.loads(line) for line in api.files.content(batch.output_file_id).iter_lines()]
+    assert {each["custom_id"] for each in answers} == {"one", "two"}
+    assert all(each["response"]["body"]["choices"] for each in answers)
+    assert batch.id in [each.id for each in api.batches.list()]
+    for id_ in (file.id, batch.output_file_id):
+        assert api.files.delete(id_).deleted
 
 
 @client
@@ -142,7 +193,7 @@ def run_anthropic(url: str) -> str:
         api.messages.create(**{**settings, "model": "nobody"})
     except anthropic.NotFoundError as error:
         assert error.body["error"]["type"] == "not_found_error"
-    return f"anthropic {anthropic.__version__}"
+    return "messages, streams, tools, schema and count"
 
 
 @client
@@ -179,7 +230,7 @@ def run_ollama(url: str) -> str:
         api.chat("nobody", HI)
     except ollama.ResponseError as error:
         assert error.status_code == 404
-    return f"{first.eval_count} tokens"
+    return "chat, generate, streams, tools, schema, vectors, facts"
 
 
 @client
@@ -526,6 +577,13 @@ def ready(process: "subprocess.Popen[str]", log: Any) -> str:
     raise SystemExit(f"the server did not start:\n{log.read()[-3000:]}")
 
 
+def version_of(name: str) -> str:
+    """The installed version of a client and a comma; nothing for one that is not installed."""
+    with suppress(PackageNotFoundError):
+        return f"{version(PACKAGES.get(name, name))}, "
+    return ""
+
+
 def main() -> int:
     """Run the clients; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -536,7 +594,8 @@ def main() -> int:
     with served(options.url and options.url.rstrip("/")) as url:
         for name in options.only or CLIENTS:
             try:
-                print(f"{name:14} ok      {CLIENTS[name](url)}", flush=True)
+                seen = CLIENTS[name](url)
+                print(f"{name:14} ok      {version_of(name)}{seen}", flush=True)
             except (ModuleNotFoundError, Missing) as error:
                 print(f"{name:14} skipped {error} is not installed", flush=True)
             except Exception:

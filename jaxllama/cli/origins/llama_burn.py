@@ -30,8 +30,7 @@ FLAGS = (
         "`--context`",
         128,
         int,
-        difference="a prompt and answer that need more are refused; theirs drops the oldest "
-        "tokens",
+        difference="a prompt and answer that need more are refused; theirs drops the oldest tokens",
     ),
     TheirFlag(("--seed",), "`--seed`", 42, int, difference="another generator"),
     TheirFlag(
