@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from replicas import Holders, Replica, ReplicaShape
+from replicas import Holders, ReplicaShape, SimulatedReplica
 from traffic import SimulatedRequest
 
 MUCH = 1 << 20  # more than the requests of any replica
@@ -25,7 +25,7 @@ class RouterView:
     waiting: list[int]  # the same, and MUCH for each of them without its first token
     holders: Holders
 
-    def note(self, index: int, replica: Replica) -> None:
+    def note(self, index: int, replica: SimulatedReplica) -> None:
         """Take down the requests of one replica."""
         self.open[index] = replica.open
         self.waiting[index] = replica.open + MUCH * replica.waiting
@@ -169,7 +169,7 @@ def run_fleet(
 ) -> FleetRun:
     """Simulate requests, which come by time of arrival, until each has ended or is lost."""
     view = RouterView(shape.slots, [0] * replicas, [0] * replicas, defaultdict(set))
-    fleet = [Replica(index, shape, view.holders) for index in range(replicas)]
+    fleet = [SimulatedReplica(index, shape, view.holders) for index in range(replicas)]
     choose = ROUTERS[router](view).choose
     agenda: list[tuple[float, int]] = []  # when replicas wake; entries stay in it when that changes
 

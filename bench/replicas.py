@@ -110,7 +110,7 @@ class PrefixSlots:
             self._holders[lost].discard(self._index)
 
 
-class Replica:
+class SimulatedReplica:
     """One simulated server. `wakes` is when its current work ends, infinite if it has none."""
 
     def __init__(self, index: int, shape: ReplicaShape, holders: Holders) -> None:
