@@ -97,7 +97,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     "cli.models_file": (WORDS, "msgspec"),
     "cli.main": (f"{WORDS} cli", "click threading"),
     "cli.remote": (f"{WORDS} streams cli", "threading concurrent"),  # a thread per open request
-    "cli.deploy": (f"{WORDS} serve cli deploy", "click threading"),
+    "cli.deploy": (f"{WORDS} serve cli deploy", "click"),
     "cli.check": (
         f"{WHOLE} serve testing cli",
         "click rich",

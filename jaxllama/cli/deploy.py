@@ -5,8 +5,6 @@ runs it. Ray is imported when the command runs.
 """
 
 import logging
-import signal
-import threading
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -125,10 +123,7 @@ def command(  # noqa: PLR0913, PLR0917 - an option each
             "jaxllama deploy needs Ray Serve, which is not installed; install it: "
             'pip install "jaxllama[ray]"'
         ) from error
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    deploy(Plan(settings, loading, replicas, most, cpus, gpus), address, stop)
+    deploy(Plan(settings, loading, replicas, most, cpus, gpus), address)
 
 
 def most_of(replicas: int, most: int | None, *, autoscale: bool) -> int:

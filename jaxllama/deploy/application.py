@@ -5,12 +5,16 @@ replaces replicas, asks for their health, scales them, and routes calls; HTTP co
 proxies.
 """
 
+import asyncio
+import contextlib
 import logging
 import os
+import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray import serve
@@ -125,8 +129,10 @@ class Carrier:
         except (RayError, RayServeException) as error:
             logger.warning("a replica is lost: %s", str(error).strip().partition("\n")[0])
             raise ReplicaLost from error
-        finally:
-            parts.cancel()
+        except (GeneratorExit, asyncio.CancelledError):
+            with contextlib.suppress(RayServeException):  # of a call that has ended already
+                parts.cancel()
+            raise
 
 
 def application(plan: Plan) -> serve.Application:
@@ -179,14 +185,16 @@ def scale(least: int, most: int, target: float) -> dict[str, Any]:
     }
 
 
-def deploy(plan: Plan, address: str | None, stop: threading.Event) -> None:
-    """Run an application until `stop` is set, then let its requests finish and end it.
+def deploy(plan: Plan, address: str | None) -> None:
+    """Run an application until a signal, then let its requests finish and end it.
 
     `address` is that of a Ray cluster; None: RAY_ADDRESS, or one on this machine that ends with
     this program. Raises ConfigError if the replicas cannot be started.
     """
     connect(address)
-    settings = plan.settings
+    settings, stop = plan.settings, threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # Ray's own handler would end the program
+        signal.signal(number, leave)
     try:
         serve.start(http_options=http_options(settings))
         try:
@@ -194,12 +202,19 @@ def deploy(plan: Plan, address: str | None, stop: threading.Event) -> None:
         except RuntimeError as error:
             raise ConfigError(f"the replicas did not start: {last_line(str(error))}") from error
         logger.info("ready: open %s", url_of(settings))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         stop.wait()
         logger.info("stopping: finishing what runs within %g s", settings.drain_timeout)
         handle.broadcast("drain").results(timeout_s=settings.drain_timeout + MARGIN_SECONDS)
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def leave(*_: object) -> NoReturn:
+    """End the program, for a signal that comes before the replicas are ready."""
+    sys.exit()
 
 
 def connect(address: str | None) -> None:
