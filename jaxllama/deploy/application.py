@@ -43,6 +43,7 @@ MARGIN_SECONDS = 5.0  # for Ray to end what has drained
 PER_GATEWAY = 256  # open requests; more need another gateway
 MOST_OPEN = 10_000  # requests of one gateway
 OTHERS = 64  # calls of a replica beside the answers that it may have waiting: health, metrics ...
+NICENESS = "RAY_worker_niceness"
 LOCAL_STORE = 256 << 20  # bytes of Ray's object store, in a cluster that this program starts
 
 
@@ -223,6 +224,7 @@ def connect(address: str | None) -> None:
     if found:
         ray.init(address=found)
     else:
+        os.environ.setdefault(NICENESS, "0")  # Ray's 15 lets every other program go first
         ray.init(address="local", object_store_memory=LOCAL_STORE, include_dashboard=False)
     logger.info("using the Ray cluster at %s", ray.get_runtime_context().gcs_address)
 
