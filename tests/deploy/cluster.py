@@ -343,7 +343,7 @@ async def served_by_both(deployed: Client) -> int:
     """Wait until two replicas answer; return their number."""
 
     async def two() -> bool:
-        return len((await deployed.metrics())["jaxllama_requests_total"]) == 2
+        return len((await deployed.metrics()).get("jaxllama_engine_running", ())) == 2
 
     await settle(two)
     return 2
@@ -358,8 +358,8 @@ async def backpressure(deployed: Client, _plain: Client, _: Program) -> dict[str
     return {"requests": many, **ends}
 
 
-async def scale(deployed: Client, _plain: Client, server: Program) -> dict[str, Any]:
-    """A replica that Ray removes finishes its streams; then Ray adds it again."""
+async def redeploy(deployed: Client, _plain: Client, server: Program) -> dict[str, Any]:
+    """Deploying again with one replica, then with two: what Ray replaces finishes its streams."""
     asking = [
         asyncio.create_task(deployed.chat(f"{n}: a tale", 150, stream=True)) for n in range(6)
     ]
@@ -456,7 +456,7 @@ async def drain(deployed: Client, _plain: Client, server: Program) -> dict[str, 
 PLAIN: list[Program] = []
 CHECKS = {
     each.__name__: each
-    for each in (streams, cancel, prefixes, overhead, backpressure, kill, scale, drain)
+    for each in (streams, cancel, prefixes, overhead, backpressure, kill, redeploy, drain)
 }
 
 
