@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from jaxllama.engine.cached_blocks import BLOCK
 from jaxllama.service import GenerationService
+from jaxllama.service.block_events import BLOCK
 from jaxllama.service.served_models import ServedModels
 
 

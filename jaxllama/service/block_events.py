@@ -228,3 +228,6 @@ def fields_of(event: BlockEvent, adapter_name: AdapterName) -> tuple[Any, ...]:
             return ("BlockRemoved", hashes_, MEDIA[medium])
         case BlocksCleared():
             return ("AllBlocksCleared",)
+
+
+__all__ = ["BLOCK", "BlockPublisher", "KeptBatches"]
