@@ -182,7 +182,7 @@ def small_engine(device: Any, kernels: str, dtype: str) -> Any:
     engine = dataclasses.replace(engine, prefill_chunk=chunk)
     mesh = jax.make_mesh((1, 1), ("data", "model"), (AxisType.Auto,) * 2, devices=[device])
     leaves, random = abstract_params(model), np.random.RandomState(0)
-    preparation = Preparation(leaves, engine, mesh)
+    preparation = Preparation(model, engine, mesh)
     for path, leaf in leaves.items():
         noise = random.standard_normal(leaf.shape).astype(np.float32)
         value = 1 + 0.1 * noise if len(leaf.shape) == 1 else 2 * noise / leaf.shape[0] ** 0.5

@@ -30,6 +30,7 @@ from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.kernels import body_named, choose_body
 from jaxllama.limits import LIMITS, check
 from jaxllama.model.cache import column_bytes
+from jaxllama.model.key_heads import with_copies
 from jaxllama.model.params import Tree, abstract_params, loading_order
 from jaxllama.model.prepare import Preparation
 from jaxllama.registry import FORMATS, load_plugins
@@ -59,7 +60,8 @@ def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
 
     `mesh` is the text of the setting. Logs a warning if the CPU has to run without C++ kernels.
     """
-    body, passed_over = choose_body(asked, model, parse_mesh(mesh)[1])
+    parts = parse_mesh(mesh)[1]
+    body, passed_over = choose_body(asked, with_copies(model, parts), parts)
     if passed_over and jax.default_backend() == "cpu":
         logger.warning("no C++ kernels, so plain XLA, several times slower: %s", passed_over)
     return body.name
@@ -227,7 +229,7 @@ def read_weights(
 
     started = time.perf_counter()
     abstract = abstract_params(checkpoint.config)
-    preparation = Preparation(abstract, engine, mesh, checkpoint.config.activation)
+    preparation = Preparation(checkpoint.config, engine, mesh)
     leaves, in_parts = loading_order(abstract), mesh.size > 1
     fill(leaves, checkpoint, preparation.add, report, in_parts=in_parts)
     logger.info("weights of %s in %.2f s", checkpoint.config.name, time.perf_counter() - started)

@@ -59,11 +59,16 @@ def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
             f"{len(devices)} of the {jax.process_count()} hosts, for example "
             f"--mesh model={len(devices)}"
         )
-    for name, size in (("key/value heads", model.kv_heads), ("ffn width", model.ffn_width)):
-        if size % parts:
-            raise ConfigError(
-                f"{name} ({size}) do not divide over model={parts}; choose a divisor of {size}"
-            )
+    if model.kv_heads % parts and (parts % model.kv_heads or model.heads % parts):
+        raise ConfigError(
+            f"key/value heads ({model.kv_heads}) do not divide over model={parts}; choose a "
+            f"divisor of {model.kv_heads}, or a multiple that divides the {model.heads} query heads"
+        )
+    if model.ffn_width % parts:
+        raise ConfigError(
+            f"ffn width ({model.ffn_width}) does not divide over model={parts}; choose a divisor "
+            f"of {model.ffn_width}"
+        )
     return jax.make_mesh(
         (data, parts), ("data", "model"), (AxisType.Auto,) * 2, devices=devices[: data * parts]
     )

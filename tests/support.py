@@ -133,7 +133,7 @@ def place_all(
     """Lay out and place weights for an engine: a canonical tree, or random weights."""
     tree, leaves = tree or random_params(model), abstract_params(model)
     mesh = mesh or make_mesh(engine, model)
-    preparation = Preparation(leaves, engine, mesh)
+    preparation = Preparation(model, engine, mesh)
     for path, leaf in leaves.items():
         preparation.add(path, leaf, at(tree, path))
     return preparation.tree()

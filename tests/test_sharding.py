@@ -35,6 +35,8 @@ MESHES = [(1, 2), (2, 4)]
 WIDE = dataclasses.replace(
     FAMILIES["biased"], heads=4, head_dim=32, ffn_width=128, vocab_size=320, max_context=512
 )
+# Fewer key/value heads than devices along `model`; one norm for all heads.
+NARROW = dataclasses.replace(MODEL, name="narrow", kv_heads=2, qk_norm=True, qk_norm_over="all")
 built = pytest.mark.skipif(not library.available(), reason=library.why_not())
 
 
@@ -64,10 +66,21 @@ def test_mesh_gives_the_tokens_of_one_device(data, model):
 
 
 @built
-def test_kernels_on_a_mesh_give_the_tokens_of_one_device():
-    expected = run(new_engine(WIDE, KERNELS), some_requests())
-    answers = run(new_engine(WIDE, sharded(2, 2, KERNELS)), some_requests())
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_kernels_on_a_mesh_give_the_tokens_of_one_device(kv_heads):
+    shape = dataclasses.replace(WIDE, kv_heads=kv_heads)
+    expected = run(new_engine(shape, KERNELS), some_requests())
+    answers = run(new_engine(shape, sharded(2, 2, KERNELS)), some_requests())
     assert [one.tokens for one in answers] == [one.tokens for one in expected]
+
+
+def test_every_device_has_a_key_head_if_there_are_more_devices_than_heads():
+    expected = run(new_engine(NARROW, BASE), some_requests())
+    engine = new_engine(NARROW, sharded(1, 4))
+    answers = run(engine, some_requests())
+    assert [one.tokens for one in answers] == [one.tokens for one in expected]
+    keys = engine.programs.tree_of(engine.programs.empty()).cache[0][0]
+    assert keys.shape[1] == 4 and keys.addressable_shards[0].data.shape[1] == 1
 
 
 @built
@@ -95,17 +108,21 @@ def test_prefixes_come_back_from_the_prompt_store_on_a_mesh(shape, engine):
     assert runs.prompt_store.figures["prompt_cache_hits"] == len(asked)
 
 
+@pytest.mark.parametrize("kv_heads", [2, 1])
 @pytest.mark.parametrize(
     "base", [pytest.param(ENGINE, id="xla"), pytest.param(KERNELS, marks=built)]
 )
-def test_adapters_on_a_mesh_give_the_tokens_of_one_device(base: EngineConfig, tmp_path: Path):
-    folder = write_adapter(tmp_path, random_adapter(WIDE))
+def test_adapters_on_a_mesh_give_the_tokens_of_one_device(
+    base: EngineConfig, kv_heads: int, tmp_path: Path
+):
+    shape = dataclasses.replace(WIDE, kv_heads=kv_heads)
+    folder = write_adapter(tmp_path, random_adapter(shape))
     base = dataclasses.replace(base, adapter_slots=2)
 
     def answers(engine: EngineConfig) -> list[list[int]]:
-        made = programs(WIDE, engine, samplers=(), kind=QuickPrograms)
-        adapters = LoadedAdapters(made, empty_adapters(WIDE, engine, made.mesh))
-        adapters.load("one", read_adapter(folder, WIDE, engine))
+        made = programs(shape, engine, samplers=(), kind=QuickPrograms)
+        adapters = LoadedAdapters(made, empty_adapters(shape, engine, made.mesh))
+        adapters.load("one", read_adapter(folder, shape, engine))
         use = adapters.use("one", 1.0)
         asked = [
             request(range(number, number + 30), 8, adapter=use if number % 2 else None)
@@ -196,7 +213,12 @@ def test_bad_mesh_text_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("data", "model", "word"), [(8, 2, "needs 16 devices"), (1, 8, "divide over model=8")]
+    ("data", "model", "word"),
+    [
+        (8, 2, "needs 16 devices"),
+        (1, 3, "divide over model=3; choose a divisor of 4, or a multiple that divides the 4"),
+        (1, 8, "divide over model=8"),
+    ],
 )
 def test_mesh_that_does_not_fit_is_refused(data, model, word):
     with pytest.raises(ConfigError, match=word):

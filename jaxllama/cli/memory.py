@@ -20,6 +20,7 @@ from jaxllama.loading import adapter_sizes, choose_kernels, engine_config
 from jaxllama.model import rope
 from jaxllama.model.adapters import adapter_shapes
 from jaxllama.model.cache import cache_bytes
+from jaxllama.model.key_heads import copies_of_heads
 from jaxllama.model.params import Leaf, abstract_params
 from jaxllama.model.prepare import Preparation
 from jaxllama.sharding import make_mesh
@@ -94,7 +95,7 @@ def preparation_of(checkpoint: Checkpoint, engine: EngineConfig) -> Preparation:
     """Return an empty `Preparation` for these settings, to which weights can be added."""
     config = checkpoint.config
     mesh = make_mesh(engine, config)
-    return Preparation(abstract_params(config), engine, mesh, config.activation)
+    return Preparation(config, engine, mesh)
 
 
 def layer_of(path: str) -> str:
@@ -123,7 +124,8 @@ def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping
     equal shares, of which one is laid out in memory; its bytes are multiplied.
     """
     preparation = preparation_of(checkpoint, engine)
-    parts = share_of(members)
+    has_copies = copies_of_heads(checkpoint.config, engine.model_parallel) > 1
+    parts = 1 if has_copies else share_of(members)  # a share may be less than a head
     count = 1
     for path, leaf in members.items():
         sample = sample_of(path, leaf, parts)

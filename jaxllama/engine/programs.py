@@ -64,6 +64,7 @@ from jaxllama.errors import CompiledLate
 from jaxllama.kernels import body_named
 from jaxllama.model.adapters import AdapterWeights
 from jaxllama.model.cache import Columns
+from jaxllama.model.key_heads import with_copies
 from jaxllama.model.params import Tree
 from jaxllama.model.rows import AdapterBlocks
 from jaxllama.request import GenerationRequest
@@ -104,6 +105,7 @@ class Programs:
         `bank` has the samplers. `adapters` are the device arrays of low-rank adapters, None for
         none. `executables` are compiled programs on disk, None to keep none.
         """
+        model = with_copies(model, engine.model_parallel)
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         self.body = body_named(engine.kernels)  # its operations are what the programs call
         self.params = params

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.kernels import body_named
 from jaxllama.kernels.body import AdapterShape, Placement
+from jaxllama.model.key_heads import with_copies
 from jaxllama.model.params import Leaf, abstract_params
 from jaxllama.model.rows import AdapterBlocks
 from jaxllama.shapes import Array, Int32
@@ -76,7 +77,7 @@ def adapted_weights(config: ModelConfig) -> dict[str, AdaptedWeight]:
 def adapter_shapes(config: ModelConfig, engine: EngineConfig) -> dict[int, dict[str, AdapterShape]]:
     """Return the sizes of the adapter arrays, by number of the block and name of the group."""
     blocks: dict[int, dict[str, AdapterShape]] = {index: {} for index in range(config.layers)}
-    for group in adapted_groups(config):
+    for group in adapted_groups(with_copies(config, engine.model_parallel)):
         leaves = list(group.weights.values())
         inner, outer = leaves[0].axes
         blocks[group.block][group.name] = AdapterShape(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
 from jaxllama.kernels import body_named
 from jaxllama.kernels.storage import CacheSize, Layer, read_columns, write_columns
+from jaxllama.model.key_heads import with_copies
 from jaxllama.shapes import Array, Float, Shaped
 
 KVCache = tuple[Layer, ...]
@@ -27,7 +28,8 @@ class Columns(NamedTuple):
 
 def cache_shape(model: ModelConfig, engine: EngineConfig, chunk: int) -> CacheSize:
     """Return the cache sizes of one layer, with `chunk` spare columns at the end."""
-    return CacheSize(engine.slots, model.kv_heads, engine.columns + chunk, model.head_dim)
+    heads = with_copies(model, engine.model_parallel).kv_heads
+    return CacheSize(engine.slots, heads, engine.columns + chunk, model.head_dim)
 
 
 def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int:
@@ -38,7 +40,7 @@ def cache_bytes(model: ModelConfig, engine: EngineConfig, chunk: int = 0) -> int
 
 def column_bytes(model: ModelConfig, engine: EngineConfig) -> int:
     """Return the bytes of one token in the cache: its keys and values in all layers."""
-    size = CacheSize(1, model.kv_heads, 1, model.head_dim)
+    size = CacheSize(1, with_copies(model, engine.model_parallel).kv_heads, 1, model.head_dim)
     arrays = body_named(engine.kernels).cache_arrays(size, engine.cache_dtype)
     return model.layers * sum(math.prod(each.shape) * each.dtype.itemsize for each in arrays)
 

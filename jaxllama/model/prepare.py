@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxllama.config import Activation, EngineConfig
+from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.kernels import body_named
 from jaxllama.kernels.body import GroupKind, HostMatrix, MatrixGroup, Placement, UnreadMatrix
-from jaxllama.model.params import Leaf, Tree, nest
+from jaxllama.model.key_heads import copied_heads, copies_of_heads, with_copies
+from jaxllama.model.params import Leaf, Tree, abstract_params, nest
 from jaxllama.sharding import place, shard_shape
 
 Given = HostMatrix | UnreadMatrix
@@ -38,13 +39,16 @@ class Preparation:
 
     def __init__(
         self,
-        abstract: dict[str, Leaf],
+        model: ModelConfig,
         engine: EngineConfig,
         mesh: Mesh,
-        activation: Activation = "silu",
     ) -> None:
-        self._abstract = abstract
-        self._groups = GROUPS if activation == "silu" else GROUPS_APART
+        self._abstract = abstract_params(model)
+        self._groups = GROUPS if model.activation == "silu" else GROUPS_APART
+        self._head_size = model.head_dim
+        self._copies = copies_of_heads(model, engine.model_parallel)
+        copied = abstract_params(with_copies(model, engine.model_parallel))
+        self._with_copies = {p for p, leaf in self._abstract.items() if copied[p] != leaf}
         self._body = body_named(engine.kernels)
         self._placement = Placement(mesh, engine.dtype, engine.packed)
         self._ready: dict[str, Any] = {}
@@ -56,9 +60,11 @@ class Preparation:
         `path` is the weight's dotted path in the model, `leaf` its shape and axes, `value` its
         numbers. A complete group is stored on the devices and leaves host memory.
         """
+        if path in self._with_copies:
+            value = copied_heads(value, self._head_size, self._copies)
         layer = path.rpartition(".")[0]
         if not (self._abstract[f"{layer}.weight"].is_matrix or leaf.is_stack):
-            self._ready[path] = self._vector(leaf, value)
+            self._ready[path] = self._vector(leaf.axes, value)
             return
         layers = self.group_of(layer)
         waiting = self._waiting.setdefault(layers[0], {})
@@ -113,7 +119,7 @@ class Preparation:
         paths = (f"{layer}.weight", f"{layer}.bias")
         return [path for path in paths if path in self._abstract]
 
-    def _vector(self, leaf: Leaf, value: Any) -> Any:
+    def _vector(self, axes: tuple[str | None, ...], value: Any) -> Any:
         """Copy a norm's weight to the devices in float32: it is small and needs the precision."""
-        where = shard_shape(self._placement.mesh, leaf.shape, leaf.axes)
+        where = shard_shape(self._placement.mesh, value.shape, axes)
         return place(np.ascontiguousarray(value, np.float32), where)

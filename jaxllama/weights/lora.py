@@ -25,6 +25,7 @@ from jaxllama.model.adapters import (
     adapted_weights,
     adapter_shapes,
 )
+from jaxllama.model.key_heads import copied_heads
 from jaxllama.weights.fields import CheckedFields, read_json, shown
 from jaxllama.weights.safetensors_file import SafetensorsFile
 from jaxllama.weights.shards import TensorFile, listed
@@ -288,9 +289,10 @@ def arranged(
         for number, path in enumerate(group.weights):
             pair = pairs.get(path)
             if pair is not None:
-                rank = len(pair.b)
+                rank, width = pair.b.shape
+                copies = b[number].shape[1] // width  # above 1: of keys or values, on many devices
                 start = number * engine.adapter_rank
                 a[:, start : start + rank] = pair.a
-                b[number][:rank] = pair.b
+                b[number][:rank] = copied_heads(pair.b, model.head_dim, copies)
         result[group.block][group.name] = AdapterMatrices(a, b)
     return result

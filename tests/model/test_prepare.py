@@ -52,7 +52,7 @@ def some_packed(bits: int, inward: int, outward: int) -> Packed:
 def test_parts_of_different_kinds_stay_exactly_what_they_are(mixed):
     """Files often keep v in more bits than q and k."""
     leaves = abstract_params(WIDE)
-    preparation = Preparation(leaves, KERNELS, make_mesh(KERNELS, WIDE))
+    preparation = Preparation(WIDE, KERNELS, make_mesh(KERNELS, WIDE))
     parts = {}
     for name in "qkv":
         path = f"blocks.0.attention.{name}.weight"
@@ -83,7 +83,7 @@ def test_a_mix_of_k_quants_stays_as_small_as_its_file_and_as_exact(tmp_path, mos
     kinds = {"": most, "v": "Q6_K", "down": "Q6_K", "embed": "Q6_K"}
     expected = write_gguf(tmp_path / "m.gguf", config, params, kind=kinds)
     leaves = abstract_params(config)
-    preparation = Preparation(leaves, KERNELS, make_mesh(KERNELS, config))
+    preparation = Preparation(config, KERNELS, make_mesh(KERNELS, config))
     with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
         fill(leaves, checkpoint, preparation.add)
     tree = preparation.tree()
@@ -117,7 +117,7 @@ def test_six_bits_with_damaged_scales_are_still_told():
     packed.scales[3, 0] = np.nan
     config = dataclasses.replace(MODEL, width=256, vocab_size=64)
     leaves = abstract_params(config)
-    preparation = Preparation(leaves, KERNELS, make_mesh(KERNELS, config))
+    preparation = Preparation(config, KERNELS, make_mesh(KERNELS, config))
     preparation.add("embed.weight", leaves["embed.weight"], packed)
     held = preparation.tree()["embed"]["weight"].parts[0]
     assert held.kind == "f32" and held.shape == (256, 64)
@@ -131,7 +131,7 @@ def split_model(**changes):
 def prepared(config, **values):
     """The tree of some weights of the first block, on two devices."""
     leaves = abstract_params(config)
-    preparation = Preparation(leaves, SPLIT, make_mesh(SPLIT, config))
+    preparation = Preparation(config, SPLIT, make_mesh(SPLIT, config))
     for name, value in values.items():
         path = "blocks.0." + name.replace("_weight", ".weight").replace("__", ".")
         preparation.add(path, leaves[path], value)
@@ -215,7 +215,7 @@ def test_groups_of_any_size_and_sorted_inputs_meet_their_weights(body, bits, gro
     config = split_model(width=256)
     engine = dataclasses.replace(body, packed=body.kernels == "xla")
     leaves, given = abstract_params(config), {}
-    preparation = Preparation(leaves, engine, make_mesh(engine, config))
+    preparation = Preparation(config, engine, make_mesh(engine, config))
     for name in "qkv":
         path = f"blocks.0.attention.{name}.weight"
         given[name] = asymmetric(bits, *leaves[path].shape, group, is_sorted=is_sorted)
@@ -273,15 +273,16 @@ def test_sorted_inputs_are_not_split_over_devices():
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])
 @pytest.mark.parametrize("engine", PARTED, ids=["xla", "xla packed", "cpu"])
-def test_weights_read_in_parts_are_those_read_whole(tmp_path, kind, engine):
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_weights_read_in_parts_are_those_read_whole(tmp_path, kind, engine, kv_heads):
     """Every array, its placement included; and no part that is read is more than a device's."""
-    config = tiny(name="parted", width=64, kv_heads=2, ffn_width=128)
+    config = tiny(name="parted", width=64, kv_heads=kv_heads, ffn_width=128)
     params = flatten(random_params(config))
     write_gguf(tmp_path / "m.gguf", config, params, kind=kind)
     leaves, mesh, trees, read = abstract_params(config), make_mesh(engine, config), [], []
     with open_checkpoint(tmp_path / "m.gguf") as checkpoint:
         for in_parts in (False, True):
-            preparation = Preparation(leaves, engine, mesh)
+            preparation = Preparation(config, engine, mesh)
 
             def add(path, leaf, value, add=preparation.add):
                 if isinstance(value, UnreadMatrix):
@@ -294,7 +295,7 @@ def test_weights_read_in_parts_are_those_read_whole(tmp_path, kind, engine):
     for one, other in zip(*map(jax.tree.leaves, trees), strict=True):
         assert one.sharding == other.sharding and one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
-    if engine.kernels == "xla":
+    if engine.kernels == "xla" and kv_heads == 2:
         split = [leaf for leaf in leaves.values() if leaf.is_matrix]
         assert sum(read) == sum(np.prod(leaf.shape) for leaf in split)  # each part once
         assert max(read) == max(np.prod(leaf.shape) for leaf in split) // 2
@@ -323,7 +324,7 @@ def test_packed_inputs_that_devices_cannot_share_are_read_whole(width):
         matrix = dataclasses.replace(matrix, scales=matrix.scales[:, ::2].copy(), group=64)
     engine = dataclasses.replace(SPLIT, kernels="xla", dtype="float32", packed=True)
     leaves = abstract_params(config)
-    preparation = Preparation(leaves, engine, make_mesh(engine, config))
+    preparation = Preparation(config, engine, make_mesh(engine, config))
     asked = []
 
     def read(index):
