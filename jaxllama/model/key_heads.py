@@ -7,6 +7,7 @@ heads use. Used where weights are loaded and where the programs' sizes are decid
 
 from dataclasses import replace
 from functools import partial
+from typing import overload
 
 import numpy as np
 
@@ -29,6 +30,16 @@ def with_copies(model: ModelConfig, parts: int) -> ModelConfig:
     """Return the model's config as `parts` devices compute it: copies of heads count as heads."""
     copies = copies_of_heads(model, parts)
     return model if copies == 1 else replace(model, kv_heads=model.kv_heads * copies)
+
+
+@overload
+def copied_heads(value: np.ndarray, size: int, copies: int) -> np.ndarray: ...
+
+
+@overload
+def copied_heads(
+    value: HostMatrix | UnreadMatrix, size: int, copies: int
+) -> HostMatrix | UnreadMatrix: ...
 
 
 def copied_heads(
