@@ -1,6 +1,7 @@
 """Speculation: tokens per second with drafts and without, on texts that quote their prompt or not.
 
 The tasks are in speculation.json: code to edit, texts to summarise with quotes, and free prose.
+Drafts are looked up in the text, or come from a draft model as well.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import click
 from crowd import tokens_of
 from harness import Board, Measure, Peer, how_often, in_turn, repeated, script
 from subject import Subject, subject_options
+from write_gguf import FILES, model_file
 
 from jaxllama import LLM
 from jaxllama.request import GenerationRequest
@@ -45,6 +47,10 @@ SHORT = 2  # tasks of each kind with --short
     show_default=True,
     help="Most tokens that a step drafts for an answer.",
 )
+@click.option(
+    "--draft-model",
+    help=f"Draft model: a name, file, or one of {', '.join(FILES)} [default: none].",
+)
 @click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True)
 def main(  # noqa: PLR0913 - one argument for each option
     *,
@@ -55,18 +61,23 @@ def main(  # noqa: PLR0913 - one argument for each option
     kind: tuple[str, ...],
     tokens: int,
     drafts: int,
+    draft_model: str | None,
     temperature: float,
 ) -> None:
     """Measure `speculate: auto` and `off` against an engine that was started without drafts.
 
     Each task is a conversation of one message, and an answer ends where the model ends it. The
-    prompts are in the prompt cache, so the time is that of the answers.
+    prompts are in the prompt cache, so the time is that of the answers. With a draft model, also
+    `speculate: N`, which drafts whether it pays or not, and the share of its drafts that was
+    accepted.
     """
+    path = None if draft_model is None else model_file(draft_model)
+    choices = {"auto": None, "off": 0} | ({} if path is None else {"always": drafts})
     times, knobs = how_often(board, repetitions), {"temperature": temperature, "seed": 1}
     tasks = json.loads(TASKS.read_text(encoding="utf-8"))
     for count in slots or SLOTS:
         with (
-            subject.load(slots=count, length=LENGTH, draft_tokens=drafts) as llm,
+            subject.load(slots=count, length=LENGTH, draft_tokens=drafts, draft_model=path) as llm,
             subject.load(slots=count, length=LENGTH) as plain,
         ):
             for name in kind or KINDS:
@@ -79,14 +90,16 @@ def main(  # noqa: PLR0913 - one argument for each option
                 ]
                 case = f"{subject.name}, {count} slot{'s' * (count > 1)}, {name}"
                 with board.doing(case):
-                    auto, off, without = in_turn(
+                    *rates, without = in_turn(
                         times,
-                        rate_of(llm, requests, None),
-                        rate_of(llm, requests, 0),
+                        *(rate_of(llm, requests, draft) for draft in choices.values()),
                         rate_of(plain, requests, 0),
                     )
-                board.add(f"{case}, auto", "tokens/s", auto, without, Peer("--draft-tokens 0"))
-                board.add(f"{case}, off", "tokens/s", off, without, Peer("--draft-tokens 0"))
+                for choice, rate in zip(choices, rates, strict=True):
+                    peer = Peer("--draft-tokens 0")
+                    board.add(f"{case}, {choice}", "tokens/s", rate, without, peer)
+                if path is not None:
+                    board.add(f"{case}, accepted", "%", [accepted(llm, requests, drafts)])
 
 
 def rate_of(llm: LLM, requests: Sequence[GenerationRequest], draft: int | None) -> Measure:
@@ -102,6 +115,14 @@ def rate_of(llm: LLM, requests: Sequence[GenerationRequest], draft: int | None) 
         return count / (time.perf_counter() - started)
 
     return rate
+
+
+def accepted(llm: LLM, requests: Sequence[GenerationRequest], draft: int) -> float:
+    """Return the percentage of `draft` drafted tokens of each step that were accepted."""
+    before = llm.engine.drafts.copy()
+    rate_of(llm, requests, draft)()
+    found = llm.engine.drafts - before
+    return 100 * found["accepted"] / max(found["drafted"], 1)
 
 
 if __name__ == "__main__":

@@ -95,13 +95,21 @@ class Subject:
         """The name of the peer, with its file if it is another one."""
         return f"{self.peer} on {self.peer_path.stem}" if self.peer_path else self.peer
 
-    def load(self, *, slots: int, length: int, draft_tokens: int = 0) -> LLM:
+    def load(
+        self,
+        *,
+        slots: int,
+        length: int,
+        draft_tokens: int = 0,
+        draft_model: Path | None = None,
+    ) -> LLM:
         """Load the model with room for `length` tokens in each slot."""
         llm = LLM.load(
             self.path,
             slots=slots,
             context=length,
             draft_tokens=draft_tokens,
+            draft_model=draft_model,
             **self.loading.arguments,
         )
         llm.engine.programs.finish()  # nothing is compiled beside a measurement

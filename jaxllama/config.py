@@ -284,11 +284,17 @@ class EngineConfig:
     adapter_rank: int = RANK_STEP  # highest rank of an adapter
     draft_tokens: int = 0  # most tokens that a decode step drafts for a row; 0: no speculation
     row_cost: float = 1.0  # time of one more row, relative to a step with one row; see drafts.py
+    draft_model: ModelConfig | None = None  # drafts tokens, from a cache with the same slots
 
     def __post_init__(self) -> None:
         self._check_adapters()
         if not 0 <= self.draft_tokens <= MOST_DRAFTS:
             raise ConfigError(f"draft_tokens is {self.draft_tokens}; it must be 0 to {MOST_DRAFTS}")
+        if self.draft_model is not None and not self.draft_tokens:
+            raise ConfigError(
+                f"draft_tokens is 0 with the draft model {self.draft_model.name!r}; expected 1 to "
+                f"{MOST_DRAFTS}, or no draft model"
+            )
         positive = ("slots", "context", "prefill_chunk", "steps_per_sync", "candidates")
         more = ("max_stop_ids", "data_parallel", "model_parallel", "queue_limit")
         for name in (*positive, *more):

@@ -44,6 +44,7 @@ from jaxllama.loading import (
     engine_config,
     key_of,
     named_or_suiting,
+    open_draft,
     other_formats,
     prompt_store_for,
     read_weights,
@@ -106,7 +107,8 @@ class LLM:
         packed: bool = False,
         prefill_chunk: int | None = None,
         steps_per_sync: int | None = None,
-        draft_tokens: int = 0,
+        draft_tokens: int | None = None,
+        draft_model: str | Path | None = None,
         sync_ms: float | None = None,
         platform: str | None = None,
         tokenizer: str | Path | None = None,
@@ -144,7 +146,9 @@ class LLM:
                        (default: 128 with kernels "cpu", 512 with "gpu" and "tpu", else 32)
         steps_per_sync most decode steps of one call (default 4; 8 with kernels "gpu" and "tpu")
         draft_tokens   most tokens that a step drafts and checks for each answer, which changes no
-                       token; 4 is usual, with kernels "cpu" on one device (default 0: none)
+                       token; 4 is usual, with kernels "cpu" on one device (default: 4 with a
+                       draft_model, else 0, none)
+        draft_model    a smaller model with the same vocabulary, which drafts these tokens
         sync_ms        milliseconds that a decode call should take at most; a fifth of them while
                        several clients share the engine (default 50)
         tokenizer      a tokenizer file, or a folder with one, instead of the model's own
@@ -176,12 +180,12 @@ class LLM:
         progress       called with (what, done, total) while loading
         """
         if hosts is not None:
-            check_host_settings(lora, lora_slots, prompt_cache_mib, prompt_cache_dir)
+            check_host_settings(lora, lora_slots, prompt_cache_mib, prompt_cache_dir, draft_model)
             prompt_cache_mib, compile_cache = 0, False
         if platform is not None:
             use_platform(platform)
         path = resolve(model, progress=progress)
-        with open_checkpoint(path) as checkpoint:
+        with open_checkpoint(path) as checkpoint, open_draft(draft_model, progress) as draft:
             config = rope.overridden(checkpoint.config, rope_scale, rope_alpha, rope_theta)
             if threads is not None:
                 library.set_threads(threads)
@@ -197,12 +201,13 @@ class LLM:
                 prefill_chunk=prefill_chunk,
                 steps_per_sync=steps_per_sync,
                 draft_tokens=draft_tokens,
+                draft=draft,
                 sync_ms=sync_ms,
                 **adapter_sizes(lora or {}, lora_slots, lora_rank),
             )
             config = rope.fitted(config, engine.context)
             samplers = load_plugins(SAMPLERS, Sampler)
-            chosen_tokenizer = tokenizer_for(checkpoint, tokenizer)
+            chosen_tokenizer = tokenizer_for(checkpoint, tokenizer, draft)
             if prompt_format is not None and prompt_format.endswith(TEMPLATE_FILE):
                 chosen_tokenizer.text = with_template(chosen_tokenizer.text, Path(prompt_format))
                 prompt_format = None
@@ -219,7 +224,7 @@ class LLM:
             chosen = named_or_suiting(prompt_format, chosen_tokenizer.text)
             devices = make_mesh(engine, config)
             with explained_memory("the weights"):
-                params = read_weights(checkpoint, engine, devices, progress)
+                params = read_weights(checkpoint, engine, devices, progress, draft)
         key = key_of(config, engine, params, samplers.loaded, chosen_tokenizer.digest)
         executables = Executables(cache_folder() / PROGRAMS, key) if compile_cache else None
         blocks = empty_adapters(config, engine, devices) if engine.adapter_slots else None

@@ -7,8 +7,10 @@ reads; owns nothing.
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import jax
@@ -23,12 +25,15 @@ from jaxllama.config import (
 )
 from jaxllama.engine.adapters import check_adapter_name
 from jaxllama.engine.choosing.knobs import check_knob
+from jaxllama.engine.draft_model import DRAFT
 from jaxllama.engine.program_key import digest_code, program_key
 from jaxllama.engine.prompt_store import PromptStore
 from jaxllama.errors import BadTokenizer, ConfigError, InvalidParameter, JaxLlamaError
 from jaxllama.formats import ModelText, PromptFormat, choose_format
 from jaxllama.kernels import body_named, choose_body
+from jaxllama.kernels.body import Body
 from jaxllama.limits import LIMITS, check
+from jaxllama.model import rope
 from jaxllama.model.cache import column_bytes
 from jaxllama.model.key_heads import with_copies
 from jaxllama.model.params import Tree, abstract_params, loading_order
@@ -39,9 +44,11 @@ from jaxllama.sharding import parse_mesh
 from jaxllama.startup import Progress
 from jaxllama.text.opening import open_tokenizer
 from jaxllama.text.tokenizer import Tokenizer
+from jaxllama.text.vocabulary import TokenKind
+from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, fill
 from jaxllama.weights.lora import rank_of
-from jaxllama.weights.store import recommended_for
+from jaxllama.weights.store import recommended_for, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +60,7 @@ PART_OF_MEMORY = 8  # the prompt cache takes one part in so many of the free mem
 MIB = 1 << 20
 LEAST_OF_VOCABULARY = 0.9  # models have more places than tokens, to fill blocks
 CANDIDATES = 256  # tokens that a filter sees before the bank widens the list
+DRAFT_TOKENS = 4  # of a step with a draft model
 
 
 def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
@@ -82,15 +90,16 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
     sync_ms: float | None = None,
     adapter_slots: int = 0,
     adapter_rank: int = RANK_STEP,
-    draft_tokens: int = 0,
+    draft_tokens: int | None = None,
+    draft: Checkpoint | None = None,
 ) -> EngineConfig:
     """Return the engine's sizes and types, with defaults for this model, kernels and machine.
 
-    `body` is the name of the kernels; the others are the arguments of `LLM.load` of the same name,
-    None: the default. `adapter_slots` and `adapter_rank` bound the number and rank of LoRA
-    adapters. Rounds `prefill_chunk` up to whole prompt tiles, the tokens that the kernels compute
-    together. Raises InvalidParameter or ConfigError for a value that the model or the kernels do
-    not support.
+    `body` is the name of the kernels, `draft` the draft model; the others are the arguments of
+    `LLM.load` of the same name, None: the default. `adapter_slots` and `adapter_rank` bound the
+    number and rank of LoRA adapters. Rounds `prefill_chunk` up to whole prompt tiles, the tokens
+    that the kernels compute together. Raises InvalidParameter or ConfigError for a value that
+    the model or the kernels do not support.
     """
     data, parts = parse_mesh(mesh)
     if context is not None and context > model.max_context:
@@ -104,6 +113,8 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         raise ConfigError(
             f"dtype is {dtype!r}; kernels {body!r} take one of {', '.join(chosen.dtypes)}"
         )
+    if draft_tokens is None:
+        draft_tokens = 0 if draft is None else DRAFT_TOKENS
     chosen.check_drafts(draft_tokens, data * parts)
     engine = EngineConfig(
         slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
@@ -123,7 +134,57 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         draft_tokens=draft_tokens,
         row_cost=1.0 if chosen.row_cost is None else chosen.row_cost(),
     )
-    return replace(engine, prefill_chunk=chosen.whole_tiles(engine.prefill_chunk, engine.slots))
+    return replace(
+        engine,
+        prefill_chunk=chosen.whole_tiles(engine.prefill_chunk, engine.slots),
+        draft_model=None if draft is None else draft_config(draft, chosen, engine.context),
+    )
+
+
+def draft_config(draft: Checkpoint, body: Body, context: int) -> ModelConfig:
+    """Return the config of a draft model for slots of `context` tokens.
+
+    Raises ConfigError if the kernels `body` cannot run it.
+    """
+    if complaint := body.refuses(draft.config, 1):
+        raise ConfigError(
+            f"kernels {body.name!r} cannot run the draft model {draft.config.name}: {complaint}"
+        )
+    return rope.fitted(draft.config, context)
+
+
+@contextmanager
+def open_draft(
+    model: str | Path | None, progress: Progress | None = None
+) -> Iterator[Checkpoint | None]:
+    """Open the files of a draft model for a `with` block, downloading it if needed; None: none."""
+    if model is None:
+        yield None
+        return
+    with open_checkpoint(resolve(model, progress=progress)) as checkpoint:
+        yield checkpoint
+
+
+def check_vocabulary(tokenizer: Tokenizer, draft: Checkpoint) -> None:
+    """Raise ConfigError unless the tokens of a draft model are those of the model's tokenizer.
+
+    Unused tokens at the end may differ: files fill up their tables with them.
+    """
+    own, other = used_texts(tokenizer), used_texts(draft.tokenizer())
+    for token, (text, drafts) in enumerate(zip_longest(own, other)):
+        if text != drafts:
+            raise ConfigError(
+                f"the draft model {draft.config.name} has other tokens than the model: token "
+                f"{token} is {text!r:.80} in the model and {drafts!r:.80} in the draft model (they "
+                f"have {len(own)} and {len(other)}); expected a draft model with the same "
+                f"vocabulary, such as a smaller model of the same family"
+            )
+
+
+def used_texts(tokenizer: Tokenizer) -> list[str]:
+    """Return the text of each token by id, without the unused ones at the end."""
+    vocabulary = tokenizer.vocabulary
+    return list(vocabulary.texts[: len(vocabulary.kinds.rstrip(bytes((TokenKind.UNUSED,))))])
 
 
 def adapter_sizes(
@@ -183,6 +244,7 @@ def check_host_settings(
     lora_slots: int | None,
     prompt_cache_mib: float | None,
     prompt_cache_dir: str | Path | None,
+    draft_model: str | Path | None,
 ) -> None:
     """Raise ConfigError for settings that a model on several hosts does not support.
 
@@ -193,6 +255,7 @@ def check_host_settings(
         "lora_slots": bool(lora_slots),
         "prompt_cache_mib": bool(prompt_cache_mib),
         "prompt_cache_dir": prompt_cache_dir is not None,
+        "draft_model": draft_model is not None,
     }
     wrong = [name for name, is_given in given.items() if is_given]
     if wrong:
@@ -215,12 +278,17 @@ def free_memory() -> int:
 
 
 def read_weights(
-    checkpoint: Checkpoint, engine: EngineConfig, mesh: Mesh, progress: Progress | None
+    checkpoint: Checkpoint,
+    engine: EngineConfig,
+    mesh: Mesh,
+    progress: Progress | None,
+    draft: Checkpoint | None = None,
 ) -> Tree:
     """Read every weight, one at a time, and place it on its devices; return the tree of weights.
 
     On a `mesh` of several devices, only the parts of matrices that this machine's devices hold are
-    read. `progress` is called with ("weights", weights done, weights in total); None: no calls.
+    read. `progress` is called with ("weights", weights done, weights in total); None: no calls. The
+    weights of a `draft` model are a branch of the tree.
     """
 
     def report(done: int, total: int) -> None:
@@ -233,7 +301,8 @@ def read_weights(
     leaves, in_parts = loading_order(abstract), mesh.size > 1
     fill(leaves, checkpoint, preparation.add, report, in_parts=in_parts)
     logger.info("weights of %s in %.2f s", checkpoint.config.name, time.perf_counter() - started)
-    return preparation.tree()
+    tree = preparation.tree()
+    return tree if draft is None else {**tree, DRAFT: read_weights(draft, engine, mesh, progress)}
 
 
 def stored_as(params: Tree) -> list[str]:
@@ -242,13 +311,25 @@ def stored_as(params: Tree) -> list[str]:
     return [str(tree), *(f"{leaf.dtype}{leaf.shape}" for leaf in leaves)]
 
 
-def tokenizer_for(checkpoint: Checkpoint, path: Path | str | None) -> Tokenizer:
+def tokenizer_for(
+    checkpoint: Checkpoint, path: Path | str | None, draft: Checkpoint | None = None
+) -> Tokenizer:
     """Return the tokenizer in the file or folder `path`; None: the tokenizer of the checkpoint.
+
+    Raises BadTokenizer if its size shows that it belongs to another model, ConfigError if the
+    `draft` model has other tokens.
+    """
+    tokenizer = checkpoint.tokenizer() if path is None else tokenizer_at(checkpoint, path)
+    if draft is not None:
+        check_vocabulary(tokenizer, draft)
+    return tokenizer
+
+
+def tokenizer_at(checkpoint: Checkpoint, path: Path | str) -> Tokenizer:
+    """Return the tokenizer in the file or folder `path`, for the model of the checkpoint.
 
     Raises BadTokenizer if its size shows that it belongs to another model.
     """
-    if path is None:
-        return checkpoint.tokenizer()
     tokenizer = open_tokenizer(path)
     found, places = tokenizer.vocab_size, checkpoint.config.vocab_size
     if not LEAST_OF_VOCABULARY * places <= found <= places:
@@ -364,7 +445,8 @@ def key_of(
     digest of the tokens, counts if a sampler declares sets of tokens.
     """
     unnamed = replace(config, name="")
-    sized = replace(engine, queue_limit=1, sync_ms=1.0)
+    draft_model = engine.draft_model and replace(engine.draft_model, name="")
+    sized = replace(engine, queue_limit=1, sync_ms=1.0, draft_model=draft_model)
     has_sets = any(map(token_sets_of, samplers.values()))
     vocabulary = vocabulary if has_sets else ""
     tile = body_named(engine.kernels).prompt_tile(engine.slots)  # it may depend on the processor

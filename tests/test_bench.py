@@ -299,11 +299,14 @@ def test_speculation_measures_every_kind_of_task_with_and_without_drafts(tmp_pat
         "quoting": 10,
         "prose": 10,
     }
-    found = records("speculation", "-m", str(tmp_path / "small.gguf"), *asked)
-    assert list(found) == [
-        f"small, 2 slots, {kind}, {choice}" for kind in tasks for choice in ("auto", "off")
-    ]
-    assert {record["peer"] for record in found.values()} == {"--draft-tokens 0"}
+    model = str(tmp_path / "small.gguf")
+    found = records("speculation", "-m", model, "--draft-model", model, *asked)
+    choices = ("auto", "off", "always", "accepted")
+    assert list(found) == [f"small, 2 slots, {kind}, {each}" for kind in tasks for each in choices]
+    shares = [record["value"] for record in found.values() if record["unit"] == "%"]
+    assert min(shares) > 50
+    rates = [record for record in found.values() if record["unit"] == "tokens/s"]
+    assert {record["peer"] for record in rates} == {"--draft-tokens 0"}
 
 
 def test_decode_measures_every_number_of_slots_asked_for() -> None:

@@ -33,6 +33,8 @@ from jaxllama.loading import (
 )
 from jaxllama.request import FinishReason, choice_seed
 from jaxllama.testing import ByteTokenizer, random_params
+from jaxllama.text.vocabulary import TokenKind
+from jaxllama.weights import open_checkpoint
 from jaxllama_formats.chatml import ChatMl
 from tests.support import MODEL, new_engine
 from tests.weights.writers import flatten, write_gguf, write_hf
@@ -396,6 +398,65 @@ def test_kernels_read_a_file_as_plain_jax_does(tmp_path):
     # Kernels round inputs to 8 bits, and random weights make large logits.
     assert np.abs(np.subtract(one, plain)).max() < 0.3
     assert one != plain
+
+
+def draft_file(folder, name: str, tokens: list[str] = PIECES, last_kind: int = 1):
+    """Write a model with fewer layers than MODEL, for these tokens, the last one of this kind."""
+    path = folder / f"{name}.gguf"
+    small = dataclasses.replace(MODEL, layers=1, ffn_width=32, vocab_size=len(tokens))
+    kinds = [*TOKENIZER["tokenizer.ggml.token_type"][: len(tokens) - 1], last_kind]
+    own = {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.scores": [0.0] * len(tokens),
+    }
+    write_gguf(path, small, flatten(random_params(small)), metadata=TOKENIZER | own)
+    return path
+
+
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
+def test_a_smaller_model_drafts_and_changes_no_text(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER)
+    drafts, settings = draft_file(tmp_path, "small"), {"slots": 2, "context": 200}
+    asked = {"max_tokens": 20, "temperature": 0.5, "seed": 3, "n": 2, "speculate": 2}
+    with LLM.load(path, draft_model=drafts, **settings) as llm:
+        assert llm.engine_config.draft_tokens == loading.DRAFT_TOKENS
+        llm.engine.programs.finish()  # the program that is compiled first drafts nothing
+        found = llm.generate("once upon a time", **asked)
+        assert all(one.usage.drafted for one in found)
+    with LLM.load(path, **settings) as llm:
+        plain = llm.generate("once upon a time", **{**asked, "speculate": "off"})
+    assert [one.tokens for one in found] == [one.tokens for one in plain]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ([*PIECES[:-1], "y"], "token 271 is 'x12' in the model and 'y' in the draft model"),
+        (PIECES[:-1], "and None in the draft model (they have 272 and 271)"),
+    ],
+)
+def test_a_draft_model_with_other_tokens_is_refused(tmp_path, tokens, words):
+    other = draft_file(tmp_path, "other", tokens)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        LLM.load(draft_file(tmp_path, "own"), draft_model=other)
+
+
+def test_unused_tokens_at_the_end_may_differ(tmp_path):
+    """Files of one family fill up their tables to different sizes."""
+    one = draft_file(tmp_path, "one", [*PIECES[:-1], "[PAD1]"], TokenKind.UNUSED)
+    for tokens, kind in ((PIECES[:-1], 1), ([*PIECES[:-1], "[PAD]"], TokenKind.UNUSED)):
+        other = draft_file(tmp_path, "other", tokens, kind)
+        with open_checkpoint(one) as own, open_checkpoint(other) as draft:
+            loading.check_vocabulary(own.tokenizer(), draft)
+
+
+@pytest.mark.parametrize("settings", [{"kernels": "xla"}, {"mesh": "data=2"}])
+def test_a_draft_model_needs_the_kernels_on_one_device(tmp_path, settings):
+    path = draft_file(tmp_path, "small")
+    with pytest.raises(ConfigError, match="draft_tokens is 4; expected 0 with kernels"):
+        LLM.load(path, draft_model=path, **settings)
 
 
 def test_an_answer_keeps_to_its_form_whoever_else_is_served(llm):

@@ -24,6 +24,7 @@ from jaxllama.loading import (
     choose_kernels,
     engine_config,
     key_of,
+    open_draft,
     read_weights,
     sampling_defaults_of,
     tokenizer_for,
@@ -49,7 +50,7 @@ NOT_LOADED = (
 )
 ROPE = ("rope_scale", "rope_alpha", "rope_theta")
 LORA = ("lora", "lora_slots", "lora_rank")
-NO_SIZES = ("kernels", "threads", "tokenizer", *ROPE, *LORA)
+NO_SIZES = ("kernels", "threads", "tokenizer", "draft_model", *ROPE, *LORA)
 
 
 @click.command("inspect", cls=ModelCommand, leave_out=NOT_LOADED)
@@ -84,7 +85,10 @@ def command(
     chip = None if chip_name is None else chip_named(chip_name)
     with startup_shown(keeps_programs=True) as report:
         path = resolve(model, progress=report)
-    with open_checkpoint(path) as checkpoint:
+    with (
+        open_checkpoint(path) as checkpoint,
+        open_draft(loading.get("draft_model")) as draft,
+    ):
         config = rope.overridden(checkpoint.config, *(loading.get(name) for name in ROPE))
         if chip is None:
             body = choose_kernels(loading.get("kernels", "auto"), None, config)
@@ -93,10 +97,10 @@ def command(
             sizes = {"dtype": "bfloat16", "cache_dtype": "bfloat16", **sizes}
         lora, slots, rank = (loading.get(name) for name in LORA)
         sizes |= adapter_sizes(lora or {}, slots, rank)
-        engine = engine_config(config, body, **sizes)
+        engine = engine_config(config, body, **sizes, draft=draft)
         config = rope.fitted(config, engine.context)
-        tokenizer = tokenizer_for(checkpoint, loading.get("tokenizer"))
-        memory = describe_memory(checkpoint, engine)
+        tokenizer = tokenizer_for(checkpoint, loading.get("tokenizer"), draft)
+        memory = describe_memory(checkpoint, engine, draft)
         found = {
             "path": str(path),
             "reader": type(checkpoint).__name__,
@@ -106,11 +110,12 @@ def command(
             "sampling_defaults": describe_sampling(path, checkpoint),
             "memory": memory,
             "engine": describe_engine(engine),
+            "draft_model": draft and dataclasses.asdict(draft.config),
         }
         if chip is not None:
             found["chip"] = describe_fit(chip, memory)
         if wants_programs:
-            found["programs"] = describe_programs(checkpoint, config, engine, tokenizer)
+            found["programs"] = describe_programs(checkpoint, draft, config, engine, tokenizer)
     if wants_json:
         click.echo(as_json(found))
         return
@@ -125,8 +130,9 @@ def describe_fit(chip: Chip, memory: Mapping[str, Any]) -> dict[str, Any]:
     weights takes, in milliseconds.
     """
     room = int(USABLE * chip.memory)
-    slot = memory["cache"] // memory["slots"]
-    left = room - memory["weights"] - memory["unpacked"] - memory["adapters"]
+    slot = (memory["cache"] + memory["draft_cache"]) // memory["slots"]
+    fixed = ("weights", "unpacked", "adapters", "draft_weights")
+    left = room - sum(memory[name] for name in fixed)
     return {
         "chip": chip.kind,
         "memory": chip.memory,
@@ -182,13 +188,17 @@ def describe_engine(engine: EngineConfig) -> dict[str, Any]:
 
 
 def describe_programs(
-    checkpoint: Checkpoint, config: ModelConfig, engine: EngineConfig, tokenizer: Tokenizer
+    checkpoint: Checkpoint,
+    draft: Checkpoint | None,
+    config: ModelConfig,
+    engine: EngineConfig,
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """Return the key and folder of the compiled programs, and for each whether it is on disk.
 
     The key follows from all arguments: the weights are read, because their layout is a part of it.
     """
-    params = read_weights(checkpoint, engine, make_mesh(engine, checkpoint.config), None)
+    params = read_weights(checkpoint, engine, make_mesh(engine, checkpoint.config), None, draft)
     samplers = load_plugins(SAMPLERS, Sampler).loaded
     key = key_of(config, engine, params, samplers, tokenizer.digest)
     kept = Executables(cache_folder() / PROGRAMS, key)
@@ -222,6 +232,11 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     )
     if memory["adapters"]:
         yield f"         room for LoRA adapters {size_text(memory['adapters'])}"
+    if found["draft_model"] is not None:
+        yield (
+            f"         draft model {found['draft_model']['name']}: weights "
+            f"{size_text(memory['draft_weights'])}, cache {size_text(memory['draft_cache'])}"
+        )
     if memory["unpacked"]:
         yield f"         one unpacked matrix at a time {size_text(memory['unpacked'])} (float32)"
     engine = found["engine"]

@@ -37,12 +37,19 @@ SIZES = (
 )
 
 
-def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, Any]:
-    """Return the settings, and the bytes on the device: of weights, cache ..., and in total."""
+def describe_memory(
+    checkpoint: Checkpoint, engine: EngineConfig, draft: Checkpoint | None = None
+) -> dict[str, Any]:
+    """Return the settings, and the bytes on the device: of weights, cache ..., and in total.
+
+    `draft` is the draft model, None without one.
+    """
     weights = weight_bytes(checkpoint, engine)
     cache = cache_bytes(checkpoint.config, engine)
     unpacked = unpacked_bytes(checkpoint, engine)
     adapters = adapter_bytes(checkpoint.config, engine)
+    draft_weights = 0 if draft is None else weight_bytes(draft, engine)
+    draft_cache = 0 if draft is None else cache_bytes(draft.config, engine)
     return {
         "slots": engine.slots,
         "context": engine.context,
@@ -52,18 +59,25 @@ def describe_memory(checkpoint: Checkpoint, engine: EngineConfig) -> dict[str, A
         "cache": cache,
         "unpacked": unpacked,
         "adapters": adapters,
-        "total": weights + cache + unpacked + adapters,
+        "draft_weights": draft_weights,
+        "draft_cache": draft_cache,
+        "total": weights + cache + unpacked + adapters + draft_weights + draft_cache,
     }
 
 
-def engine_for(checkpoint: Checkpoint, loading: Mapping[str, Any]) -> EngineConfig:
-    """Return the sizes of the engine that `LLM.load(**loading)` would make."""
+def engine_for(
+    checkpoint: Checkpoint, loading: Mapping[str, Any], draft: Checkpoint | None = None
+) -> EngineConfig:
+    """Return the sizes of the engine that `LLM.load(**loading)` would make.
+
+    `draft` is the draft model, None without one.
+    """
     config = rope.overridden(checkpoint.config, *(loading.get(name) for name in ROPE))
     body = choose_kernels(loading.get("kernels", "auto"), loading.get("mesh"), config)
     sizes = {name: value for name, value in loading.items() if name in SIZES}
     lora, slots, rank = (loading.get(name) for name in ("lora", "lora_slots", "lora_rank"))
     sizes |= adapter_sizes(lora or {}, slots, rank)
-    return engine_config(config, body, **sizes)
+    return engine_config(config, body, **sizes, draft=draft)
 
 
 def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:

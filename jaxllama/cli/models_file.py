@@ -39,6 +39,7 @@ class ModelEntry(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknow
     prefill_chunk: int | None = None
     steps_per_sync: int | None = None
     draft_tokens: int | None = None
+    draft_model: str | None = None
     sync_ms: float | None = None
     tokenizer: str | None = None
     rope_scale: float | None = None

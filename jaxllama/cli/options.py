@@ -268,7 +268,14 @@ def loading_options(slots: int | None) -> list[click.Option]:
             metavar="N",
             help="Draft up to so many tokens of each answer in a step (speculation): tokens that "
             "followed the same words earlier in the text. One pass of the model checks them, and "
-            "no token changes; 4 is usual. C++ kernels on one device only [default: 0, none].",
+            "no token changes; 4 is usual. C++ kernels on one device only [default: 0, none; 4 "
+            "with --draft-model].",
+        ),
+        option(
+            *("--draft-model", "load_draft_model"),
+            metavar="MODEL",
+            help="Draft these tokens with a smaller model of the same vocabulary, named as in "
+            "--model. It has a KV cache with as many slots [default: none].",
         ),
         option(
             *("--tokenizer", "load_tokenizer"),

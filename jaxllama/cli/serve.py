@@ -30,7 +30,7 @@ from jaxllama.cli.memory import describe_memory, engine_for
 from jaxllama.cli.models_file import ModelEntry, ModelsFile, read_models_file
 from jaxllama.cli.options import ModelCommand
 from jaxllama.errors import ConfigError, JaxLlamaError
-from jaxllama.loading import MIB, free_memory
+from jaxllama.loading import MIB, free_memory, open_draft
 from jaxllama.serve import log
 from jaxllama.serve.awake import AwakeLoop
 from jaxllama.serve.crowd import RESERVE
@@ -325,7 +325,8 @@ def several_models(
     plans = []
     for entry in file.models:
         settled = shared | entry.loading
-        check_source(entry.name, settled["model"])
+        for source in filter(None, (settled["model"], settled.get("draft_model"))):
+            check_source(entry.name, source)
         plans.append(
             ModelPlan(
                 entry.name,
@@ -370,9 +371,12 @@ def measure(loading: Mapping[str, Any], progress: Progress) -> ModelNeeds:
     `loading` holds the arguments of `LLM.load`; `progress` is called during the download.
     """
     path = resolve(loading["model"], progress=progress)
-    with open_checkpoint(path) as checkpoint:
-        engine = engine_for(checkpoint, loading)
-        memory = describe_memory(checkpoint, engine)["total"]
+    with (
+        open_checkpoint(path) as checkpoint,
+        open_draft(loading.get("draft_model"), progress) as draft,
+    ):
+        engine = engine_for(checkpoint, loading, draft)
+        memory = describe_memory(checkpoint, engine, draft)["total"]
     prompts = int(loading["prompt_cache_mib"] * MIB)
     return ModelNeeds(memory + prompts + PROGRAM_BYTES, engine.context)
 

@@ -19,6 +19,7 @@ from jaxllama.engine.branches import PAIRS, RUN, TARGET_ROWS
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.chooser import ChosenTokens
 from jaxllama.engine.choosing.rows import every_token
+from jaxllama.engine.draft_model import draft_cost
 from jaxllama.engine.parcel import size_of, unpack
 from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
@@ -78,7 +79,8 @@ class Blueprints:
         out.
         """
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
-        self.steps = Steps(model, engine, bank, split_of(params, adapters, engine, mesh))
+        where = split_of(params, adapters, engine, mesh)
+        self.steps = Steps(model, engine, bank, where, draft_cost=draft_cost(model, engine, params))
         self.names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
         self.traces: Counter[str] = Counter()
         with jax.set_mesh(mesh):  # the cache's types depend on the platform

@@ -1,8 +1,9 @@
 """Drafts: the tokens that may follow a row, looked up in the row's own tokens on the device.
 
 Used by `steps.py` inside the decode program. A draft continues the row as it went on after the
-latest earlier place where its last tokens occur. The model then checks the draft in one pass: a
-wrong draft costs time and changes no token. Knows tokens, neither logits nor samplers.
+latest earlier place where its last tokens occur; `draft_model.py` computes other drafts. The model
+then checks the draft in one pass: a wrong draft costs time and changes no token. Also decides how
+many tokens are worth it. Knows tokens, neither logits nor samplers.
 """
 
 from typing import NamedTuple
@@ -14,8 +15,10 @@ from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Float, Int32
 
 SHORTEST, LONGEST = 2, 8  # tokens of a match that are compared, at least and at most
+SURE = 6  # tokens of a match that goes before the drafts of a draft model
 MEMORY = 12.0  # earlier drafted tokens that count as much as all before them in `Trust`
 HOPEFUL = 0.6  # the share of accepted tokens that a new row starts with
+HOPEFUL_OF_MODEL = 0.75  # the same with a draft model
 HIGHEST = 0.99  # trust that checks can reach
 MARGIN = 1.1
 DOUBT = 0.75  # each further token of a match multiplies the doubt in a draft by this
@@ -68,10 +71,10 @@ def worth_checking(
     """Return how many drafted tokens of each row are likely enough to be drawn.
 
     `trust` is each row's share of accepted drafted tokens so far, `match` the length in tokens of
-    the match that the draft was found by. The chance of the n-th token is the n-th power of
-    `trust`, raised for a long `match`; it must be at least `least`. A row whose drafts are never
-    accepted drafts only after a long match. A row with a trust of 1 drafts `most` tokens after any
-    match.
+    the match that the draft was found by (SHORTEST with a draft model). The chance of the n-th
+    token is the n-th power of `trust`, raised for a long `match`; it must be at least `least`. A
+    row whose drafts are never accepted drafts only after a long match. A row with a trust of 1
+    drafts `most` tokens after any match.
     """
     doubt = (1.0 - trust) * DOUBT ** (match - SHORTEST).astype(jnp.float32)
     chance = (1.0 - doubt)[:, None] ** jnp.arange(1, most + 1)
@@ -92,11 +95,19 @@ def updated_trust(
     return jnp.where(trust < 1.0, moved, trust)
 
 
-def least_chance(row_cost: float, rows: Float[Array, ""]) -> Float[Array, ""]:
+def least_chance(
+    row_cost: float,
+    rows: Float[Array, ""],
+    draft_cost: float = 0.0,
+    drafting: Float[Array, ""] | float = 1.0,
+) -> Float[Array, ""]:
     """Return the chance from which a drafted token is worth its time, in a step with `rows` rows.
 
-    `row_cost` is the time of one more row, relative to a step with one row. A draft pays if it adds
-    more to the tokens of a step than to its time; MARGIN covers other costs of a step with drafts.
+    `row_cost` is the time of one more row, relative to a step with one row. `draft_cost` is the
+    time of a step of the draft model with one row, relative to one of the model; 0: drafts are
+    looked up. `drafting` rows share it. A draft pays if it adds more to the tokens of a step than
+    to its time; MARGIN covers other costs of a step with drafts.
     """
-    least: Array = MARGIN * row_cost * rows / (1.0 + row_cost * (rows - 1.0))
+    share = draft_cost * (1.0 + row_cost * (drafting - 1.0)) / drafting
+    least: Array = MARGIN * (row_cost + share) * rows / (1.0 + row_cost * (rows - 1.0))
     return least

@@ -56,6 +56,7 @@ from jaxllama.engine.branches import RUN
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.compiling import ProgramCompiler, allow_compilations, forbid_compilations
+from jaxllama.engine.draft_model import split_weights
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.parcel import pack
 from jaxllama.engine.state import DecodeState, StateLeaves
@@ -162,8 +163,8 @@ class Programs:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Return about how many bytes of weights a decode step reads."""
-        return sum(leaf.nbytes for leaf in self._weights)
+        """Return about how many bytes of weights a decode step reads, those of drafts left out."""
+        return sum(leaf.nbytes for leaf in leaves_of(split_weights(self.params)[0]))
 
     def roofline(self, step_seconds: float, rows: int) -> dict[str, float]:
         """Return how many weight bytes and FLOPs per second decode steps achieve.

@@ -15,7 +15,13 @@ from jax.sharding import Mesh
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import Bank, SamplerBank
 from jaxllama.engine.choosing.rows import Rows
-from jaxllama.engine.drafts import HOPEFUL
+from jaxllama.engine.draft_model import (
+    DraftCache,
+    RowTokens,
+    after_new_tokens,
+    empty_draft_cache,
+)
+from jaxllama.engine.drafts import HOPEFUL, HOPEFUL_OF_MODEL
 from jaxllama.model.cache import KVCache, empty_cache
 from jaxllama.request import GenerationRequest
 from jaxllama.sampling import NO_TOKEN
@@ -50,6 +56,7 @@ class DecodeState:
     bank: Bank
     # Logits after the drafts of a step: room that steps with drafts use. None without speculation.
     draft_logits: Float[Array, "N S V"] | None
+    draft: DraftCache | None  # None without a draft model
 
     @property
     def speaker(self) -> Int32[Array, " S"]:
@@ -125,6 +132,7 @@ def row_start(
     stop_ids = np.full(engine.max_stop_ids, NO_TOKEN, np.int32)
     stop_ids[: len(request.stop_ids)] = request.stop_ids
     generated = len(known) - len(request.prompt)
+    hope = HOPEFUL if engine.draft_model is None else HOPEFUL_OF_MODEL
     return RowStart(
         tokens=tokens,
         length=np.int32(len(known) - 1),
@@ -141,7 +149,7 @@ def row_start(
         adapter=np.int32(-1 if request.adapter is None else request.adapter.number),
         adapter_scale=np.float32(0.0 if request.adapter is None else request.adapter.scale),
         draft_limit=np.int32(draft_limit(request, engine)),
-        draft_trust=np.float32(HOPEFUL if request.draft is None else 1.0),
+        draft_trust=np.float32(hope if request.draft is None else 1.0),
         bank=bank.row(request.knobs),
     )
 
@@ -190,6 +198,7 @@ def empty_state(
             if engine.draft_tokens
             else None
         ),
+        draft=empty_draft_cache(engine, chunk),
     )
 
 
@@ -198,14 +207,20 @@ def write_row(
 ) -> DecodeState:
     """Return the state with the row of `slot` replaced by `row`, so that this row decodes.
 
-    `bank` writes the samplers' part of the row.
+    `bank` writes the samplers' part of the row. The draft model's cache of the slot keeps the
+    columns of the tokens that both rows begin with.
     """
+    draft = state.draft
+    if draft is not None:
+        after = RowTokens(row.tokens, row.length)
+        draft = after_new_tokens(draft, slot, state.tokens[slot], after)
     named = {
         field.name: getattr(state, field.name).at[slot].set(getattr(row, field.name))
         for field in dataclasses.fields(RowStart)
         if field.name != "bank"
     }
-    return dataclasses.replace(state, **named, bank=bank.write(state.bank, slot, row.bank))
+    written = bank.write(state.bank, slot, row.bank)
+    return dataclasses.replace(state, **named, bank=written, draft=draft)
 
 
 def state_shardings(mesh: Mesh, state: DecodeState) -> DecodeState:

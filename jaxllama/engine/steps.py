@@ -16,7 +16,15 @@ from jax import lax
 from jaxllama.config import KEY_BLOCK, EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.chooser import ChosenTokens, TokenChooser
+from jaxllama.engine.draft_model import (
+    DraftModel,
+    RowTokens,
+    after_copy,
+    split_weights,
+)
 from jaxllama.engine.drafts import (
+    SHORTEST,
+    SURE,
     Drafts,
     find_drafts,
     least_chance,
@@ -85,11 +93,14 @@ class Steps:
         engine: EngineConfig,
         bank: SamplerBank,
         where: Partitions | None = None,
+        *,
+        draft_cost: float = 1.0,
     ) -> None:
         """Prepare the functions for one model; `where` is the partition of its weights.
 
         `where` is None on one device, or if the kernels leave the partition to the compiler. `bank`
-        has the samplers.
+        has the samplers. `draft_cost` is the time of a step of the draft model, if there is one,
+        relative to a step of the model.
         """
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
         body = body_named(engine.kernels)
@@ -102,13 +113,16 @@ class Steps:
         self.tile = body.prompt_tile(engine.slots)
         self.weigh_rows = body.weigh_rows or self.tile
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
+        self._draft_model = None
+        if engine.draft_model is not None:
+            self._draft_model = DraftModel(engine.draft_model, engine, self.tile, draft_cost)
 
     def _model(self, params: Tree, *, for_prompts: bool = False) -> Llama | SpreadLlama:
         """Return the model with the weights `params`, or with weights for rows of prompts.
 
         `for_prompts` chooses the second form, in which kernels may compute prompts another way.
         """
-        where = self.where
+        where, (params, _) = self.where, split_weights(params)
         if for_prompts:
             params = self._with_blocks_for_prompts(params)
             where = where and where._replace(params=self._with_blocks_for_prompts(where.params))
@@ -249,7 +263,7 @@ class Steps:
         with the same random numbers and the samplers' state after the token before it. The keys and
         values of drafts that were not drawn are overwritten before they are read.
         """
-        drafts = self._drafts(state, active)
+        state, drafts = self._drafts(params, state, active)
         state, logits = self._logits_of(params, (state, room), active, drafts, adapters)
         assert output.drafted is not None
         output = output._replace(drafted=output.drafted.at[place].set(drafts.length))
@@ -277,7 +291,10 @@ class Steps:
         )
         accepted = jnp.maximum(state.length - before - 1, 0)
         trust = updated_trust(state.draft_trust, drafts.length, accepted)
-        return dataclasses.replace(state, draft_trust=trust), output, room
+        draft = state.draft and state.draft._replace(
+            filled=jnp.minimum(state.draft.filled, state.length)  # not those of refused drafts
+        )
+        return dataclasses.replace(state, draft_trust=trust, draft=draft), output, room
 
     def _logits_of(
         self,
@@ -318,29 +335,73 @@ class Steps:
         found = lax.fori_loop(0, 1 - has_drafts, alone, before)
         return lax.fori_loop(0, has_drafts, ahead, found)
 
-    def _drafts(self, state: DecodeState, active: Bool[Array, " S"]) -> Drafts:
+    def _drafts(
+        self, params: Tree, state: DecodeState, active: Bool[Array, " S"]
+    ) -> tuple[DecodeState, Drafts]:
         """Draft the next tokens of every row, as many as are likely enough to save time.
 
-        A row drafts no more tokens than it may still generate, so their columns never lie beyond
-        those of the slot.
+        With a draft model, tokens are looked up only after a long match; it drafts for the other
+        rows, and the returned state has its new cache. A row drafts no more tokens than it may
+        still generate, so their columns never lie beyond those of the slot.
         """
-        most = self.places - 1
+        asked = active & (state.draft_limit > 0)
+        left = jnp.where(asked, jnp.minimum(state.draft_limit, state.budget - 1), 0)
         rows = jnp.sum(active).astype(jnp.float32)
+        drafts = self._looked_up(state, left, rows)
+        if self._draft_model is not None:
+            state, drafts = self._computed(params, state, left, rows, drafts)
+        return state, Drafts(drafts.tokens[state.speaker], drafts.length[state.speaker])
+
+    def _looked_up(
+        self, state: DecodeState, left: Int32[Array, " S"], rows: Float[Array, ""]
+    ) -> Drafts:
+        """Look up at most `left` tokens for each row, in a step with `rows` rows."""
+        most = self.places - 1
         least = least_chance(self.engine.row_cost, rows)
-        wants = active & (state.draft_limit > 0) & ((state.draft_trust >= 1) | (least < 1))
+        wants = (left > 0) & ((state.draft_trust >= 1) | (least < 1))
 
         def find() -> Drafts:
             tokens, match = find_drafts(state.tokens, state.length + 1, most)
+            if self._draft_model is not None:
+                match = jnp.where(match >= SURE, match, 0)
             count = worth_checking(state.draft_trust, match, least, most)
-            left = jnp.minimum(state.draft_limit, state.budget - 1)
-            count = jnp.where(wants, jnp.minimum(count, left), 0)
-            return Drafts(tokens[state.speaker], count[state.speaker])
+            return Drafts(tokens, jnp.where(wants, jnp.minimum(count, left), 0))
 
         def none() -> Drafts:
-            slots = state.length.shape[0]
-            return Drafts(jnp.zeros((slots, most), jnp.int32), jnp.zeros(slots, jnp.int32))
+            return Drafts(jnp.zeros((left.shape[0], most), jnp.int32), jnp.zeros_like(left))
 
         return lax.cond(jnp.any(wants), find, none)
+
+    def _computed(
+        self,
+        params: Tree,
+        state: DecodeState,
+        left: Int32[Array, " S"],
+        rows: Float[Array, ""],
+        found: Drafts,
+    ) -> tuple[DecodeState, Drafts]:
+        """Let the draft model draft at most `left` tokens for each row that found none.
+
+        Returns the state with the new cache of the draft model, and the drafts of all rows. `rows`
+        is the number of rows in the step.
+        """
+        assert self._draft_model is not None and state.draft is not None
+        trust, cost = state.draft_trust, self._draft_model.cost
+        left = jnp.where((found.length == 0) & (state.leader < 0), left, 0)
+        drafting = jnp.maximum(jnp.sum(left > 0), 1).astype(jnp.float32)
+        least = least_chance(self.engine.row_cost, rows, cost, drafting)
+        missing = state.length - state.draft.filled
+        pays = (least < 1) & (missing * cost <= state.budget)  # its columns have to be computed
+        count = worth_checking(trust, jnp.full_like(left, SHORTEST), least, self.places - 1)
+        wanted = jnp.where((trust >= 1) | pays, jnp.minimum(count, left), 0)
+        known = RowTokens(state.tokens, state.length)
+        made = self._draft_model.draft(params, state.draft, known, wanted)
+        tokens = jnp.minimum(made.tokens, self.model.vocab_size - 1)  # its table may be longer
+        drafts = Drafts(
+            jnp.where((found.length > 0)[:, None], found.tokens, tokens),
+            jnp.maximum(found.length, made.length),
+        )
+        return dataclasses.replace(state, draft=made.cache), drafts
 
     def _draw(
         self,
@@ -389,26 +450,35 @@ class Steps:
 
         A NaN times weight zero is still NaN, so masking the columns would not do.
         """
-        cache = jax.tree.map(lambda side: side.at[slot].set(0), state.cache)
-        return dataclasses.replace(state, cache=cache)
+        cache, draft = jax.tree.map(lambda side: side.at[slot].set(0), (state.cache, state.draft))
+        return dataclasses.replace(state, cache=cache, draft=draft)
 
     def copy(self, state: DecodeState, source: Array, target: Array, count: Array) -> DecodeState:
         """Copy the first `count` cache columns of slot `source` to slot `target`.
 
-        They are copied in whole blocks.
+        They are copied in whole blocks. With a draft model, its columns are copied, too, and the
+        tokens that say what they are.
         """
+        blocks = (count + KEY_BLOCK - 1) // KEY_BLOCK
+        caches = (state.cache, None if state.draft is None else state.draft.layers)
 
-        def block(index: Array, cache: KVCache) -> KVCache:
+        def block(index: Array, caches: Any) -> Any:
             at = index * KEY_BLOCK
 
             def move(side: Array) -> Array:
                 part = read_columns(side, source, at, KEY_BLOCK)
                 return write_columns(side, part, target, at)
 
-            return jax.tree.map(move, cache)
+            return jax.tree.map(move, caches)
 
-        blocks = (count + KEY_BLOCK - 1) // KEY_BLOCK
-        return dataclasses.replace(state, cache=lax.fori_loop(0, blocks, block, state.cache))
+        cache, layers = lax.fori_loop(0, blocks, block, caches)
+        state = dataclasses.replace(state, cache=cache)
+        if state.draft is None:
+            return state
+        copied = jnp.arange(state.tokens.shape[1]) < count
+        tokens = jnp.where(copied, state.tokens[source], state.tokens[target])
+        draft = after_copy(state.draft._replace(layers=layers), source, target, count)
+        return dataclasses.replace(state, tokens=state.tokens.at[target].set(tokens), draft=draft)
 
     def save(self, state: DecodeState, slot: Array, start: Array) -> Columns:
         """Return the block of a slot's cache columns from `start` on; the state stays as it is."""

@@ -480,8 +480,8 @@ class Body:
         if tokens and (self.row_cost is None or devices > 1):
             raise ConfigError(
                 f"draft_tokens is {tokens}; expected 0 with kernels {self.name!r} on {devices} "
-                f"devices: the bits of a row must not depend on the number of rows, which only the "
-                f"C++ kernels on one device hold"
+                f"devices, and no draft model: the bits of a row must not depend on the number of "
+                f"rows, which only the C++ kernels on one device hold"
             )
 
     def whole_tiles(self, tokens: int, slots: int) -> int:

@@ -13,6 +13,7 @@ from jaxllama.config import Experts, LayerSpec, Rope
 from jaxllama.engine.executables import MAGIC
 from jaxllama.engine.own_files import write_own
 from jaxllama.intake import Intake
+from jaxllama.kernels.cpu import library
 from jaxllama.llm import LLM
 from jaxllama.testing import ByteTokenizer, random_params
 from jaxllama_formats.chatml import ChatMl
@@ -100,6 +101,22 @@ def test_inspect_shows_the_model_and_its_memory(run, gguf):
     less = json.loads(run("inspect", gguf, "--json", *small).stdout)
     head = MODEL.head_dim  # float16 against one byte each and a scale
     assert less["memory"]["cache"] * 2 * head == more["memory"]["cache"] * (head + 4)
+
+
+def test_inspect_shows_the_memory_of_a_draft_model(run, gguf):
+    if not library.available():
+        pytest.skip(library.why_not())
+    alone, both = (
+        json.loads(run("inspect", gguf, "--json", "--slots", "4", *more).stdout)
+        for more in ((), ("--draft-model", gguf))
+    )
+    assert alone["draft_model"] is None and alone["engine"]["draft_tokens"] == 0
+    assert both["draft_model"]["layers"] == MODEL.layers and both["engine"]["draft_tokens"] == 4
+    memory = both["memory"]
+    assert memory["draft_weights"] == memory["weights"]
+    assert memory["draft_cache"] == memory["cache"]
+    assert memory["total"] == 2 * alone["memory"]["total"]
+    assert "draft model tiny: weights" in run("inspect", gguf, "--draft-model", gguf).stdout
 
 
 def test_inspect_shows_another_tokenizer_and_refuses_one_of_another_model(run, gguf, tmp_path):
