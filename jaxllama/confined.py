@@ -67,7 +67,7 @@ class Confined(PromptFormat):
 
 
 class RenderWorker:
-    """A handle on one process with the format; usable by one thread at a time."""
+    """A handle on one process with a prompt format; usable by one thread at a time."""
 
     def __init__(self, kind: type[PromptFormat], text: ModelText) -> None:
         self._pipe, theirs = Pipe()
@@ -90,9 +90,9 @@ class RenderWorker:
     def ask(self, question: tuple[str, tuple[Any, ...], bool], seconds: float) -> str:
         """Return the rendered text; kill the process if that takes longer than `seconds`.
 
-        `question` holds the name of the format's method, its arguments, and whether the text is to
-        end where the assistant's next message starts. Raises TemplateError if rendering fails or
-        takes too long, WorkerDied if the process has ended.
+        `question` holds the name of a method of PromptFormat, its arguments, and whether the text
+        is to end where the assistant's next message starts. Raises TemplateError if rendering
+        fails or takes too long, WorkerDied if the process has ended.
         """
         try:
             self._pipe.send(question)

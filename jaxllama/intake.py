@@ -326,7 +326,10 @@ class Intake:
     def chat_text(
         self, messages: Messages, *, tools: Sequence[Tool] = (), ending: Ending = Ending.ANSWER
     ) -> str:
-        """Render a conversation as prompt text with the prompt format."""
+        """Render a conversation as prompt text with the prompt format.
+
+        `ending`: what the text ends with, such as the beginning of an answer.
+        """
         return render(self.format, as_messages(messages), tools, ending)
 
     def _given(self, knobs: Mapping[str, object]) -> dict[str, object]:

@@ -98,9 +98,10 @@ class Gateway:
     ) -> None:
         """Store how to reach replicas.
 
-        `carry` passes a parcel to a replica of the router's choice and yields the parts of its
-        answer; a replica must have accepted it within `wait_seconds`. `forms` makes errors of the
-        gateway's own.
+        `carry` passes a client's request (a parcel) to a replica of the router's choice and yields
+        the parts of its answer; a replica must have accepted it within `wait_seconds`. `forms`
+        writes the gateway's errors in the form of the API that the client uses; `settings` are
+        those of the server.
         """
         self._carry, self._forms, self._settings = carry, forms, settings
         self._wait_seconds = wait_seconds

@@ -57,6 +57,7 @@ class Preparation:
     def add(self, path: str, leaf: Leaf, value: Given) -> None:
         """Take one weight of the checkpoint; keep it until its group is complete.
 
+        A group is weights that are stored together, such as those of queries, keys and values.
         `path` is the weight's dotted path in the model, `leaf` its shape and axes, `value` its
         numbers. A complete group is stored on the devices and leaves host memory.
         """

@@ -130,10 +130,9 @@ class Crowd:
         return len(self._members) - len(self._spares) >= self._most
 
     def _is_full_of(self, member: CrowdMember, others: int) -> bool:
-        """Say whether an address has as many connections as one address may have.
+        """Say whether the connection `member` would be one more than its address may have.
 
-        The address is that of `member`, and has `others` connections without it. False for an
-        address without a limit.
+        The address has `others` connections beside it. False for an address without a limit.
         """
         return 0 < self._most_per_address <= others and not self.is_trusted(member.address)
 

@@ -128,7 +128,10 @@ Serves = Callable[[web.Request, GenerationService], Awaitable[web.StreamResponse
 
 
 def routes_of(endpoints: Mapping[Endpoint, Serves], models: ServedModels) -> list[web.RouteDef]:
-    """Make the aiohttp routes of endpoints, with handlers bound to the served models."""
+    """Make the aiohttp routes of endpoints; each is mapped to its handler.
+
+    The handlers are bound to the served models, of which each request uses one.
+    """
     return [
         web.route(endpoint.method, endpoint.path, bind_models(endpoint, serve, models))
         for endpoint, serve in endpoints.items()

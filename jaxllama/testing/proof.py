@@ -127,7 +127,7 @@ class Proof:
 
     @functools.cached_property
     def active_cases(self) -> list[int]:
-        """The indices of the test rows that switch the sampler on."""
+        """The indices of the cases with knobs that switch the sampler under test on."""
         return [i for i, case in enumerate(self.cases) if switches_on(self.kind, case.setting)]
 
     @functools.cached_property

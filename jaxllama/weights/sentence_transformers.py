@@ -191,7 +191,10 @@ def is_transposed(path: str) -> bool:
 
 
 def weights_folder(path: Path) -> Path:
-    """Return the folder that holds the encoder; raise UnknownFormat if `path` is no such folder."""
+    """Return the folder with the encoder's weights in a sentence-transformers folder, `path`.
+
+    It may be `path` itself. Raises UnknownFormat if `path` is no sentence-transformers folder.
+    """
     modules = read_modules(path) if path.is_dir() else {}
     where = inside(path, modules.get("Transformer", ""))
     if not (where / CONFIG).is_file():

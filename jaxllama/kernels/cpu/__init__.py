@@ -147,7 +147,7 @@ def row_cost() -> float:
 
 
 def prompt_tile(slots: int) -> int:
-    """Return the number of prompt rows that go through the kernels together."""
+    """Return the number of prompt rows that go through the kernels together, with any `slots`."""
     del slots
     return AMX_PROMPT_TILE if library.isa() == "amx" else PROMPT_TILE
 
