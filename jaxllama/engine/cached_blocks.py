@@ -127,7 +127,7 @@ class CachedBlocks:
         self.look()
 
     def look(self) -> None:
-        """Compare the slots with their last known state, and call `tell` with the changes."""
+        """Compare the slots with their last known state, and report the changes as events."""
         if self._table.slots is not self._slots:  # a fault has emptied them all
             for number in range(len(self._paths)):
                 self._replace(number, [], None)

@@ -46,7 +46,7 @@ class DecodeCalls:
         self._sent.append(Sent(output, steps, places, list(owners)))
 
     def read(self) -> Reading:
-        """Wait for the oldest unread call, update `step_seconds` and return the call's tokens."""
+        """Wait for the oldest unread decode call; return its tokens and update `step_seconds`."""
         reading = Reading(self._sent.popleft())
         now = self._clock()
         if reading.steps_taken and self._last_read:
@@ -55,7 +55,7 @@ class DecodeCalls:
         return reading
 
     def clear(self) -> None:
-        """Forget all unread calls without reading their tokens."""
+        """Forget all unread decode calls without reading their tokens."""
         self._sent.clear()
         self._last_read = 0.0
 
@@ -64,5 +64,5 @@ class DecodeCalls:
         return round(seconds / self.step_seconds) if self.step_seconds else 1
 
     def steps_sent(self, generation: Generation) -> int:
-        """Count the steps of unread calls that include this generation's row."""
+        """Count the decode steps of unread calls that include this generation's row."""
         return sum(sent.steps for sent in self._sent if sent.owners[generation.slot] is generation)

@@ -80,7 +80,7 @@ def split_weights(params: Tree) -> tuple[Tree, Tree]:
 
 
 def draft_cost(model: ModelConfig, engine: EngineConfig, params: Tree) -> float:
-    """Return the time of a step of the draft model relative to one of `model`; 0 without it.
+    """Return the time of a step of the draft model relative to one of `model`; 0 if there is none.
 
     It is about the ratio of the bytes of weights that they read for one token.
     """
@@ -125,7 +125,7 @@ class DraftModel:
     def _catch_up(
         self, params: Tree, cache: DraftCache, rows: RowTokens, wants: Array
     ) -> DraftCache:
-        """Compute the columns of the next tokens of the first row that lacks many of them."""
+        """Compute columns of the first row that lacks many; `wants` marks the rows that draft."""
         behind = wants & (rows.last - cache.filled > NEAR)
         slot = jnp.argmax(behind).astype(jnp.int32)
 

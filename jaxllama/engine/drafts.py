@@ -72,9 +72,10 @@ def worth_checking(
 
     `trust` is each row's share of accepted drafted tokens so far, `match` the length in tokens of
     the match that the draft was found by (SHORTEST with a draft model). The chance of the n-th
-    token is the n-th power of `trust`, raised for a long `match`; it must be at least `least`. A
-    row whose drafts are never accepted drafts only after a long match. A row with a trust of 1
-    drafts `most` tokens after any match.
+    token is the n-th power of the trust, and must be at least `least`; each token of `match` beyond
+    SHORTEST first multiplies what the trust lacks to 1 by DOUBT. A row whose drafts are never
+    accepted drafts only after a long match. A row with a trust of 1 drafts `most` tokens after any
+    match.
     """
     doubt = (1.0 - trust) * DOUBT ** (match - SHORTEST).astype(jnp.float32)
     chance = (1.0 - doubt)[:, None] ** jnp.arange(1, most + 1)

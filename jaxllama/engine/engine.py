@@ -328,8 +328,8 @@ class Engine:
     def _limit_queued_work(self) -> None:
         """Wait for the device if several clients share the engine and no decode call is unread.
 
-        Reading a decode call is what else waits for the device. Without one, prompt chunks would
-        queue up there without a bound, in front of the next client's request.
+        Otherwise only the reading of a decode call waits for the device. Without one, prompt chunks
+        would queue up there without a bound, in front of the next client's request.
         """
         if self.is_shared and not self.calls:
             self._batch.wait()

@@ -29,7 +29,7 @@ def size_of(like: Any) -> int:
 
 
 def unpack(parcel: UInt8[Array, " B"], like: T) -> T:
-    """Convert the bytes that `pack` made back to a tree like `like`, in code that JAX traces.
+    """Convert a parcel, the bytes that `pack` made, to a tree like `like`; traceable by JAX.
 
     `like` has the shapes and types of the arrays.
     """

@@ -60,9 +60,9 @@ class Recovery:
     def recover(self, error: Exception, *, blame: bool) -> None:
         """Queue the live requests again after the fault `error`, and make a new state.
 
-        With `blame`, also fails the request that is to blame, if there is one; without it none is
-        failed: a cancelled request or a probe caused the fault. Raises the error of
-        `Programs.empty`; the next step then tries again to make a state.
+        With `blame`, also fails the request that is to blame, if there is one; without `blame` no
+        request is failed, because a cancelled request or a probe caused the fault. Raises the error
+        of `Programs.empty`; the next step then tries again to make a state.
         """
         self.faults += 1
         live = self._restart(error)

@@ -125,7 +125,8 @@ def row_start(
     """Build the start values of a request's row.
 
     `known` are its tokens so far, of which all but the last are in the cache. `bank` encodes its
-    knobs. With a `leader` (a slot), it is the guidance row of the row in that slot; -1: it is none.
+    knobs. With a `leader` (a slot), it is the guidance row of that slot: it decodes the negative
+    prompt of the request there. -1: this is no guidance row.
     """
     tokens = np.zeros(engine.columns, np.int32)
     tokens[: len(known)] = known

@@ -53,7 +53,10 @@ class Suspects:
         return [one for one in live if one not in self.waiting]
 
     def progressed(self, generation: Generation) -> None:
-        """Count a drawn token of the suspect that runs alone; clear it after CLEARED_AFTER."""
+        """Count a drawn token of the suspect that runs alone.
+
+        After CLEARED_AFTER tokens it is no suspect any more.
+        """
         if generation is not self.alone:
             return
         self._drawn += 1

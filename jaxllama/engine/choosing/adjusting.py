@@ -97,7 +97,7 @@ def runs(kinds: Mapping[str, type[Adjuster]]) -> list[SamplerNames]:
     """Group the adjusters that can be applied together; return the names in each group, in order.
 
     Adjacent adjusters that read only the logits of tokens in the row form one group; every other
-    adjuster is a group of its own.
+    adjuster is a group of its own. `kinds` are the adjusters' classes by name.
     """
     found: list[SamplerNames] = []
     for held_only, run in groupby(kinds, key=lambda name: kinds[name].held_only):

@@ -211,10 +211,11 @@ class TokenChooser:
         return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda others: others, draws)
 
     def _shown(self, draws: Draws) -> Draws:
-        """Fill `shown` of `draws`: the drawn token's log-probability for each observing shaper.
+        """Fill `shown` of `draws`: the drawn token's log-probability in each shaper's input.
 
-        It is the log-probability in the shaper's input, by the shaper's name. Here it is set for
-        rows without an active shaper, where that input would be the final logits.
+        A shaper is a sampler that changes all logits of a row; some observe the drawn token and
+        need this. Here it is set for rows without an active shaper, where that input would be the
+        final logits.
         """
         memories = [name for name, kind in self.shapers.items() if remembers(kind)]
         return draws._replace(shown=dict.fromkeys(memories, draws.logprob))
@@ -272,7 +273,8 @@ def draw_from_all(
     """Draw a token from the whole vocabulary in every active row.
 
     `weighted` has the logits, temperatures and active rows; `chances` are the random numbers in [0,
-    1) that decide. Also lists the `size` likeliest tokens of the rows in the mask `listing`.
+    1) that decide; `ops` are the kernels' operations. Also lists the `size` likeliest tokens of the
+    rows in the mask `listing`.
     """
     token, log_total = ops.draw(
         weighted.logits, weighted.best, weighted.heat, chances, weighted.active

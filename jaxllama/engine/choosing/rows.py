@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
-    """Return a value for `Rows.allowed` in which every token is allowed in every row."""
+    """Return a value for `Rows.allowed`: every token is allowed in each of `slots` rows."""
     return np.full((slots, -(-vocab // 32)), ALL_OF_WORD, np.uint32)
 
 

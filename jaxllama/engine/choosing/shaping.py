@@ -157,7 +157,7 @@ def shape_early(
 
     Returns `weighted`, the logits with their temperatures, with both changed: in these rows `heat`
     is then 1, because the logits are divided already. `kinds` has the shapers' classes by name,
-    `shaping` their knobs and rows.
+    `shaping` their knobs and rows; `ops` are the kernels' operations.
     """
     on = weighted.active & some(shaping.early.values(), shaping.rows)
 
@@ -184,7 +184,7 @@ def shape_and_draw(
     """Apply all shapers and the temperature to rows without filters; return what `draw` draws.
 
     `kinds` has the shapers' classes by name, `shaping` their knobs and rows, `weighted` the logits
-    and temperatures.
+    and temperatures; `ops` are the kernels' operations.
     """
     mine, even = shaping.within(weighted.active), jnp.ones_like(weighted.heat)
     last = shaping.rows.temperature_last

@@ -63,8 +63,8 @@ def draw_survivors(
     If a filter keeps even the last of these candidates, it might keep further tokens. Such a row is
     drawn again from more candidates, up to the whole vocabulary, so the result never depends on
     `width`. Such rows are drawn one after the other, or with `together` in one batch. `kinds` are
-    the classes of filters and shapers, `given` is their input. `listed` is the number of likeliest
-    tokens to list for each row.
+    the classes of filters and shapers, `given` is their input, `ops` are the kernels' operations.
+    `listed` is the number of likeliest tokens to list for each row.
     """
     best, is_open = narrow(ops, kinds.filters, given, width)
     draws = pick(ops, kinds.shapers, best, given, listed)
@@ -105,9 +105,9 @@ def narrow(
 ) -> tuple[Best, Bool[Array, " S"]]:
     """Apply the filters in order to the `width` likeliest candidates of each row.
 
-    `kinds` are the filters' classes by name, `given` holds their knobs and the logits. Also returns
-    a mask of the rows in which a filter kept even the last candidate, so that it might keep tokens
-    beyond them.
+    `kinds` are the filters' classes by name, `given` holds their knobs and the logits, `ops` are
+    the kernels' operations. Also returns a mask of the rows in which a filter kept even the last
+    candidate, so that it might keep tokens beyond them.
     """
     ids, logits, log_total = ops.best_candidates(
         given.logits, given.best, given.early, given.active, width
@@ -185,8 +185,9 @@ def spread(
 ) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
     """Return entropy (nats) and number of the remaining candidates of each row.
 
-    `best` holds these candidates. In rows of the mask `fresh`, to which no filter has been applied
-    yet, all tokens of the vocabulary count. The compiler drops what the filter does not read.
+    `best` holds these candidates, `given` the logits of all tokens. In rows of the mask `fresh`, to
+    which no filter has been applied yet, all tokens of the vocabulary count. The compiler drops
+    what the filter does not read.
     """
     every = (given.logits - given.best[:, None]) / given.early[:, None]
     of_all = entropy(every, jax.nn.logsumexp(every, axis=-1))
@@ -207,7 +208,8 @@ def pick(
     """Draw one token per row among the candidates that the filters left in `best`.
 
     First applies the temperature and the shapers `kinds` that come after the filters; `given` holds
-    their knobs. Also lists the `listed` likeliest tokens of each row.
+    their knobs, `ops` are the kernels' operations. Also lists the `listed` likeliest tokens of each
+    row.
     """
     # Relative to the best survivor again: a filter may have dropped the likeliest.
     relative = best.logits - best.logits[:, :1]
