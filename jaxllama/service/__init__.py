@@ -301,7 +301,10 @@ class GenerationService:
 
     @asynccontextmanager
     async def _opened(self, caller: Caller) -> AsyncIterator[Answers]:
-        """Register a request and yield its still empty `Answers`; on exit cancel and log it."""
+        """Register a request and yield its stream of events, empty at first; then log the request.
+
+        Answers that have not ended are cancelled.
+        """
         answers = Answers(caller, self.bounds, self._dispatch.drop, self._waited)
         seconds = self.bounds.request_seconds
         timer = seconds and asyncio.get_running_loop().call_later(

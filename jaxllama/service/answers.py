@@ -268,7 +268,7 @@ class Observer(Protocol):
     def waited(self, seconds: float, tokens: int, is_first: bool, /) -> None:
         """Record how long a client waited for the next `tokens` tokens of an answer.
 
-        `seconds` count from the tokens before; with `is_first`, where there are none, from the
+        `seconds` count from the tokens before or, for the first ones (`is_first`), from the
         request.
         """
 

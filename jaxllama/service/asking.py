@@ -138,7 +138,10 @@ def check_cost(ready: Sequence[tuple[GenerationRequest, object]], most: int) -> 
 
 
 def renamed(error: InvalidParameter, names: Mapping[str, str]) -> InvalidParameter:
-    """Copy the error, with our field names replaced by the names that the client used."""
+    """Copy the error, with our field names replaced by the names that the client used.
+
+    `names` maps our names to the client's.
+    """
     field = error.field or ""
     words = in_their_words(str(error), names, count=1)
     return InvalidParameter(words, names.get(field, error.field))

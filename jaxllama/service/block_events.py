@@ -119,7 +119,10 @@ class BlockPublisher:
         return socket
 
     def _send(self, batch: bytes) -> None:
-        """Queue an encoded batch for the thread, without waiting; an empty batch ends it."""
+        """Queue an encoded batch for the thread, without waiting.
+
+        An empty batch ends the thread.
+        """
         with self._lock:
             try:
                 self._waking.send(batch, self._zmq.DONTWAIT)

@@ -25,7 +25,7 @@ class Work(Protocol):
 
     @property
     def client(self) -> str:
-        """Name of the client whose account is charged."""
+        """Name of the client that sent the work, whose account of computed tokens is charged."""
 
     @property
     def size(self) -> int:
@@ -133,7 +133,7 @@ class FairQueue(Generic[T]):
             )
 
     def push(self, work: T) -> None:
-        """Put work at the end of its client's line; checks no limit."""
+        """Put a request or probe at the end of its client's line; checks no limit."""
         with self._lock:
             account = self._accounts.get(work.client)
             if account is None:
@@ -147,7 +147,7 @@ class FairQueue(Generic[T]):
             self.tokens += work.size
 
     def remove(self, work: T) -> bool:
-        """Remove work from its line; False if the work does not wait."""
+        """Remove a request or probe from its line; return False if it does not wait there."""
         with self._lock:
             account = self._accounts.get(work.client)
             if account is None or work not in account.line(work):
@@ -167,9 +167,9 @@ class FairQueue(Generic[T]):
     # On the engine's thread.
 
     def pop(self, free: int) -> T | None:
-        """Remove and return the next work that fits into `free` slots; None if there is none.
+        """Remove and return the next request or probe that fits into `free` slots; None if none.
 
-        The caller has to call `ended` when the work has ended.
+        The caller has to call `ended` when it has ended.
         """
         with self._lock:
             work = self._next(free)
@@ -185,7 +185,7 @@ class FairQueue(Generic[T]):
             return work
 
     def charge(self, work: T, tokens: int) -> None:
-        """Add `tokens`, which the engine computed for running work, to its client's account.
+        """Add `tokens`, computed for a running request or probe (`work`), to its client's account.
 
         Clients with fewer tokens in their accounts are served first.
         """
@@ -193,7 +193,7 @@ class FairQueue(Generic[T]):
             self._accounts[work.client].given += tokens
 
     def ended(self, work: T) -> None:
-        """Note that running work has ended and holds no slot any more."""
+        """Note that a running request or probe has ended and holds no slot any more."""
         with self._lock:
             account = self._accounts[work.client]
             account.running -= 1
@@ -204,7 +204,7 @@ class FairQueue(Generic[T]):
             self._forget_if_done(work.client)
 
     def drain(self) -> list[T]:
-        """Remove and return all work that waits."""
+        """Remove and return all requests and probes that wait."""
         with self._lock:
             found = [
                 work
@@ -218,7 +218,7 @@ class FairQueue(Generic[T]):
     # Called under the lock.
 
     def _next(self, free: int) -> T | None:
-        """Return the next work, or None if it does not fit into `free` slots.
+        """Return the next request or probe, or None if it does not fit into `free` slots.
 
         Clients with the fewest computed tokens come first. A client that holds many slots may not
         use the reserved slots. Later work does not overtake work that does not fit: it waits for
@@ -268,9 +268,9 @@ class FairQueue(Generic[T]):
             del self._accounts[client]
 
     def _note_client(self, client: str) -> None:
-        """If other clients have used the server too, mark it as shared for the next minute.
+        """Mark the server as shared for the next minute if other clients have used it, too.
 
-        `client` is the client whose work was added.
+        `client` is the client whose request or probe was added.
         """
         if not client:  # the server itself
             return

@@ -1,7 +1,8 @@
 """The served model: name, engine and intake; and the encoder served beside it, if there is one.
 
-Made by the code that composes the server. The service tests it with one token before it reports
-ready. Must not know queues or HTTP.
+Made by the code that composes the server. The intake checks requests and converts their prompts to
+tokens (`jaxllama/intake.py`). The service tests the model with one token before it reports ready.
+Must not know queues or HTTP.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ class ServedEncoder:
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: its name, engine and intake."""
+    """A loaded model: its name, its engine, and its intake, which checks and tokenizes requests."""
 
     name: str
     engine: Engine
@@ -84,10 +85,10 @@ class Model:
 
 
 def confine(intake: Intake, seconds: float) -> Intake:
-    """Return a copy of the intake that runs the model's chat template in a confined process.
+    """Return an intake like this one that runs the model's chat template in a confined process.
 
-    The process is killed if rendering a conversation takes more than `seconds`. Without a chat
-    template, the intake itself is returned.
+    An intake checks and tokenizes requests. The process is killed if rendering a conversation takes
+    more than `seconds`. Without a chat template, the intake itself is returned.
     """
     text = intake.tokenizer.text
     if text.template is None:
@@ -101,7 +102,10 @@ def confine(intake: Intake, seconds: float) -> Intake:
 
 
 def release(intake: Intake) -> None:
-    """End the processes of an intake's prompt formats and constraints; wait for their end."""
+    """End the processes of an intake's prompt formats and constraints; wait for their end.
+
+    An intake checks and tokenizes requests.
+    """
     for each in intake.formats.values():
         if isinstance(each, Confined):
             each.close()

@@ -19,7 +19,7 @@ class Pace:
         self._last: float | None = None  # time of the last end; None after idle time
 
     def note_end(self, remaining: int) -> None:
-        """Record that a request or question has ended, while `remaining` others wait or run."""
+        """Record that a request or probe has ended, while `remaining` others wait or run."""
         now = self._clock()
         if self._last is not None:
             gap = now - self._last

@@ -116,7 +116,7 @@ class Lane:
             )
 
     def _start_next(self) -> None:
-        """Give waiting items to the free threads."""
+        """Give waiting work items to the free threads."""
         while self._running < THREADS:
             item = self._next()
             if item is None:
