@@ -131,7 +131,7 @@ class Front:
         response.headers.update(self._guard.cors(request))
 
     def _identify_caller(self, request: web.Request) -> str:
-        """Note the dialect and the client of a request in it, and return its API key."""
+        """Store the caller and the dialect (HTTP API) of a request in it; return its API key."""
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical if resource else 'unknown'}"
         dialect = self._table.owner(request.match_info.handler, request.path)

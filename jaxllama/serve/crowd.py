@@ -33,7 +33,7 @@ class Crowd:
     """The open connections of one server."""
 
     def __init__(self, most: int, most_per_address: int, trusted: Iterable[str] = ()) -> None:
-        """Make an empty crowd of at most `most` connections, `most_per_address` from one address.
+        """Make an empty crowd, for at most `most` connections, `most_per_address` from one address.
 
         `most_per_address` 0 sets no limit for an address; addresses in the networks `trusted` have
         none either.
@@ -116,8 +116,8 @@ class Crowd:
     def _find_full_group(self, member: CrowdMember, group: str) -> str | None:
         """Return the address group that must lose a connection before `member` can be admitted.
 
-        None if there is room; "" if the server is full and no connection is idle. `group` is that
-        of the member's address (`group_of`).
+        None if there is room; "" if the server is full and no connection is idle. `member` is the
+        new connection; `group` is its address or, for IPv6, its network (`group_of`).
         """
         if self._is_full_of(member, self._counts.get(group, 0)):
             return group

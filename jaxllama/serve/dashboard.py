@@ -166,7 +166,7 @@ class Dashboard(Dialect):
 
 
 def seconds_of(request: web.Request) -> float:
-    """Return the seconds between two events: the query's `seconds`, or SECONDS without it."""
+    """Return the seconds between two events: the query's `seconds`, by default SECONDS."""
     text = request.query.get("seconds")
     if text is None:
         return SECONDS

@@ -59,8 +59,9 @@ async def replay_positions(
 ) -> list[Position]:
     """Draw recorded tokens again, and return what each sampler did, as `replay_recording` does.
 
-    The parameters are the same, but `answers` is the request in progress: the work stops if its
-    client leaves.
+    `changes` are knobs that replace those of the recording, `only` is the index of the one token to
+    draw (None: all), `top` is the number of likeliest tokens to list. The work stops if the client
+    of `answers`, the request in progress, leaves.
     """
     replay = replay_recording(recording, changes, answers.caller, service, only=only, top=top)
     return await answers.wait_for(asyncio.ensure_future(replay))

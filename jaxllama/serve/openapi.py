@@ -377,6 +377,6 @@ def schema_of_scalar(kind: type, low: float | None, high: float | None) -> Json:
 
 
 def or_null(schema: Json, help_: str) -> Json:
-    """Extend a schema by null, which means the default, and add a description."""
+    """Extend a schema by null, which means the default, and add the description `help_`."""
     branches = schema.get("anyOf", [schema])
     return {"anyOf": [*branches, {"type": "null"}], "description": help_, "default": None}

@@ -78,9 +78,10 @@ class RouteTable:
         return dialect if dialect is not None else self._closest(path)
 
     def meant(self, handler: object, path: str, names: Collection[str]) -> Dialect:
-        """Return the dialect that a request is meant for, as `owner` does.
+        """Return the dialect that a request is meant for: the one that `handler` belongs to.
 
-        Of dialects that share a path, it is the one that the `names` of the body's fields tell.
+        Of dialects that share a path, it is the one told by `names`, the fields of the request's
+        body.
         """
         shared = getattr(handler, "__self__", None)
         if isinstance(shared, SharedHandler):
@@ -135,7 +136,7 @@ def common_parts(path: list[str], route: list[str]) -> int:
 def share(owned: list[OwnedRoute]) -> Handler:
     """Make one handler for a path that several dialects have: a field of the body decides.
 
-    Raises ConfigError if no field tells their bodies apart.
+    `owned` are their routes at this path. Raises ConfigError if no field tells their bodies apart.
     """
     marked: dict[str, OwnedRoute] = {}
     rest: list[OwnedRoute] = []

@@ -22,7 +22,7 @@ def part_in(folder: Path) -> Path:
 
 
 def write_whole(path: Path, raw: bytes) -> None:
-    """Write a file at once: after a crash, the path has the old content or the new one."""
+    """Write `raw` to a file at once: after a crash, the path has the old content or the new one."""
     part = part_in(path.parent)
     part.write_bytes(raw)
     part.replace(path)

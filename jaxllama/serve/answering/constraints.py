@@ -133,8 +133,8 @@ def knobs_of_form(
 ) -> FormKnobs:
     """Return the knobs that constrain an answer to plain text, any JSON object, or a JSON schema.
 
-    For error messages, `name` is the request's field that chose the form and `schema_name` the path
-    of the field that holds `schema`.
+    `kind` says which of them. For error messages, `name` is the request's field that chose the form
+    and `schema_name` the path of the field that holds `schema`.
     """
     match kind:
         case "text":

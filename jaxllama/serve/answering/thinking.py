@@ -78,8 +78,8 @@ def thoughts_start(
 ) -> ThoughtStart:
     """Say whether the text before the answer has begun or ended the model's thoughts.
 
-    With `ending` Ending.LAST that text is the last of `messages`, which the answer continues; else
-    it is the prompt of the request, which all `answers` share.
+    That text is the prompt, which all `answers` of the request share. With `ending` Ending.LAST it
+    is only the last of `messages`, which the answer continues.
     """
     if ending is Ending.LAST:
         content = messages[-1].get("content") if messages else None

@@ -96,7 +96,7 @@ def filled(text: str, values: Mapping[str, str]) -> str:
 
 
 def link(path: str, icon: str, title: str, *, is_current: bool) -> str:
-    """Return the HTML of one link in the navigation.
+    """Return the HTML of one link in the navigation, with the text `title`.
 
     `path` is its address, `icon` the name of its icon; `is_current`: it is that of the shown page.
     """

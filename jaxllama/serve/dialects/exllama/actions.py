@@ -134,7 +134,7 @@ class ActionConnection:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, asked: WsRequest) -> None:
-        """Run an action and send its replies."""
+        """Run the action that a client's message asks for, and send its replies."""
         try:
             match asked.action:
                 case "echo":
@@ -154,7 +154,7 @@ class ActionConnection:
             return
 
     async def _infer(self, asked: WsRequest, *, streams: bool) -> None:
-        """Continue a text, and send it once it is whole, or with `streams` each time it grows."""
+        """Continue the text of a message; send it when whole, or with `streams` as it grows."""
         model = self._service.model
         ask = Ask(
             prompts=[asked.text],
@@ -180,7 +180,7 @@ class ActionConnection:
         )
 
     async def _trimmed(self, asked: WsRequest) -> str:
-        """Return the end of a text: its last `desiredLen` tokens, as text."""
+        """Return the end of the text in a client's message: its last `desiredLen` tokens."""
         length = asked.desired_len
         if length is None or length < 0:
             raise InvalidParameter(

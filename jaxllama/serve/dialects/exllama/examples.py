@@ -34,7 +34,7 @@ class ExampleInference:
     async def __call__(
         self, request: web.Request, service: GenerationService
     ) -> web.StreamResponse:
-        """Answer with the prompt and its continuation, as plain text."""
+        """Answer POST /infer_NAME with the prompt and its continuation, as plain text."""
         check_origin(request)
         prompt = await read_prompt(request)
         knobs = with_defaults(service.model, {}, self._knobs)

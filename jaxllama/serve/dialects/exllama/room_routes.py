@@ -170,7 +170,7 @@ class RoomRoutes:
 
     @property
     def endpoints(self) -> dict[Endpoint, Serves]:
-        """The endpoints with their handlers."""
+        """The endpoints, each with the function that answers its requests."""
         return {
             ROOMS: self.list_rooms,
             CREATE_ROOM: self.create_room,
@@ -331,7 +331,7 @@ class RoomRoutes:
 async def open_room(request: web.Request, shelf: SessionShelf) -> OpenSession:
     """Open the room that the request's path names; raise HttpError 404 if there is none.
 
-    The caller holds the lock of `shelf`.
+    `shelf` has the open sessions of the client; the caller holds its lock.
     """
     name = request.match_info["room"]
     try:

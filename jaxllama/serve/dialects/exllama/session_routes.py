@@ -209,7 +209,7 @@ class SessionRoutes:
 
     @property
     def endpoints(self) -> dict[Endpoint, Serves]:
-        """The endpoints with their handlers."""
+        """The endpoints, each with the function that answers its requests."""
         return {
             POPULATE: self.populate,
             EDIT_BLOCK: self.edit_block,

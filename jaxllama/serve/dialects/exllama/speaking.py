@@ -92,7 +92,10 @@ class SessionSpeech:
                             return
 
     def _shown(self, event: Event, block: SessionBlock) -> str:
-        """Return the text of an event, without the space that begins a participant's message."""
+        """Return the text of an event, without the space that begins a participant's message.
+
+        `block` is the message to which the text is added.
+        """
         is_begin = block.author is not None and not block.text
         return event.text.lstrip(" ") if is_begin else event.text
 

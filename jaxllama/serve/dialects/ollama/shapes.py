@@ -198,7 +198,7 @@ class OllamaError(msgspec.Struct):
 
 
 def apply_keep_alive(request: web.Request, keep_alive: KeepAlive | None) -> None:
-    """Keep the model of a request loaded for so long after its last request; None: as before.
+    """Keep a request's model loaded for `keep_alive` after its last request; None: as before.
 
     A single model stays loaded for ever: there, other durations are reported as ignored, and
     refused under --strict.

@@ -115,7 +115,7 @@ class BatchWork:
 
         `endpoint` is the path that answers its requests, `input_file` the id of the file,
         `metadata` the client's own notes, and `kept_for` the caller who owns the batch. Raises
-        HttpError if there is no such file, or if there are too many batches.
+        HttpError if the input file does not exist, or if there are too many batches.
         """
         owner = owner_of(kept_for)
         self._files.find(input_file, owner)
@@ -197,7 +197,7 @@ class BatchWork:
     def _make_room(self) -> None:
         """Forget the oldest batch that has ended, if there are too many.
 
-        Raises HttpError if none has.
+        Raises HttpError if all of them are still running.
         """
         while len(self._kept) >= MOST_BATCHES:
             oldest = next((kept for kept in self._kept.values() if kept.batch.is_over), None)
@@ -227,7 +227,7 @@ class BatchWork:
     async def _run(self, kept: KeptBatch, before: asyncio.Task[None] | None) -> None:
         """Process one batch to its end.
 
-        First waits until `before`, an earlier task on the same batch, has ended; None: there is
+        `before` is an earlier task on the same batch, for whose end it waits first; None: there is
         none.
         """
         batch = kept.batch
@@ -398,7 +398,10 @@ class BatchWork:
         self._files.adopt(path, id_, KeptName(name, kept.owner, "batch_output"))
 
     def _note_expired(self, batch: RequestBatch, done: set[int]) -> bool:
-        """Write an error line for each request not in `done`; return whether there were any."""
+        """Write an error line for each request that is not in `done`; say if there were any.
+
+        `done` has the numbers of the requests that need no such line.
+        """
         error = LineError("batch_expired", "the batch ended before this request was answered")
         is_late = False
         for number, line in enumerate(self._lines(batch)):

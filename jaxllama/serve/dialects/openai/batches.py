@@ -99,7 +99,7 @@ class BatchRoutes:
 
     @property
     def endpoints(self) -> Mapping[Endpoint, Serves]:
-        """The endpoints and their handlers."""
+        """The endpoints, each with the function that answers its requests."""
         return {endpoint: getattr(self, name) for endpoint, name in BATCH_HANDLERS.items()}
 
     async def create_batch(self, request: web.Request, service: GenerationService) -> web.Response:

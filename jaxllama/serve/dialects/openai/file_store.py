@@ -62,7 +62,7 @@ class FileStore:
 
     @contextmanager
     def receive(self, owner: str) -> "Iterator[Upload]":
-        """Yield an upload to write to; it is deleted at the end unless its `keep` was called."""
+        """Yield an upload of `owner` to write to, deleted at the end unless `keep` was called."""
         upload = Upload(self, part_in(self._folder), owner)
         try:
             with upload:

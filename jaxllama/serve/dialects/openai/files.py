@@ -80,7 +80,7 @@ class FileRoutes:
 
     @property
     def endpoints(self) -> Mapping[Endpoint, Serves]:
-        """The endpoints and their handlers."""
+        """The endpoints, each with the function that answers its requests."""
         return {endpoint: getattr(self, name) for endpoint, name in FILE_HANDLERS.items()}
 
     async def upload_file(self, request: web.Request, service: GenerationService) -> web.Response:

@@ -37,9 +37,10 @@ class LogprobsWriter:
         self._place = place
 
     def add(self, to: OldLogprobs, token: int, found: TokenLogprobs | None) -> None:
-        """Append the entries of one token to `to`.
+        """Append the entries of one token to `to`, the completion's log-probabilities so far.
 
-        `found` has its log-probabilities; None for the first token of a prompt, which has none.
+        `found` has the token's log-probabilities; None for the first token of a prompt, which has
+        none.
         """
         to.tokens.append(token_text(self._tokenizer, token))
         to.text_offset.append(self._place)

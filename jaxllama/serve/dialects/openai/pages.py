@@ -34,7 +34,8 @@ class PageQuery:
     def cut(self, newest_first: Sequence[I]) -> tuple[list[I], bool]:
         """Return the page of the items that is asked for, and whether more follow.
 
-        `newest_first` has all items. If no item has the id `after`, the page is empty.
+        `newest_first` has all items. If no item has the id after which the client asks, the page is
+        empty.
         """
         items = list(reversed(newest_first)) if self.is_oldest_first else list(newest_first)
         if self.after is not None:

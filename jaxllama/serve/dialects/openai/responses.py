@@ -105,7 +105,7 @@ class ResponseRoutes:
 
     @property
     def endpoints(self) -> Mapping[Endpoint, Serves]:
-        """The endpoints and their handlers."""
+        """The endpoints, each with the function that answers its requests."""
         return {
             RESPONSES: self.respond,
             RESPONSE: self.retrieve_response,
@@ -181,7 +181,7 @@ class ResponseRoutes:
     def _turns(self, body: ResponseBody, request: web.Request) -> list[Turn]:
         """Return the conversation of a previous response, if one is named, and the new input.
 
-        Instructions of neither request are in it.
+        The instructions of both requests are left out.
         """
         turns = turns_of(body.input)
         if body.previous_response_id is None:
@@ -371,7 +371,7 @@ class ResponseForm:
         return self._items[-1].id
 
     def _item_id(self, prefix: str) -> str:
-        """Return the id of the next output item; `prefix` is for its kind of item."""
+        """Return the id of the next output item; it begins with `prefix`, which names its kind."""
         return f"{prefix}-{self._facts.id}-{len(self._items)}"
 
     def _turn(self) -> Turn:
