@@ -71,11 +71,11 @@ class Weight(Protocol):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of `group`, whose first member is this weight.
+        """Multiply norm(x) by each matrix of `group`, of which this weight is the first.
 
-        Returns one array for each. `norm` None: x is used as it is. `add`, if given, is added to
-        the results; it holds the summands for all results side by side. Only rows in the mask
-        `active` are used, None: all.
+        A group is matrices that multiply the same rows, here `x`. Returns one array for each.
+        `norm` None: x is used as it is. `add`, if given, is added to the results; it holds the
+        summands for all results side by side. Only rows in the mask `active` are used, None: all.
         """
 
     def gated(
@@ -112,8 +112,8 @@ class ExpertWeights(Protocol):
     ) -> Float[Array, "L O"]:
         """Return activation(x · gate) * (x · up) for the expert with the index `expert`.
 
-        This object holds the gate matrices, `up` the up matrices of all experts. Only rows in the
-        mask `active` are used.
+        This object holds the gate matrices, `up` the up matrices of all experts; `activation` names
+        the function. Only rows in the mask `active` are used.
         """
 
     def matmul(
@@ -134,7 +134,10 @@ class AdapterRows(NamedTuple):
 
 @runtime_checkable
 class AdapterGroup(Protocol):
-    """The matrices of all low-rank adapters for one group of weights; a pytree."""
+    """The matrices of all low-rank adapters for one group of weights; a pytree.
+
+    A group is weights that multiply the same rows, such as those of queries, keys and values.
+    """
 
     def delta(
         self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
@@ -142,13 +145,14 @@ class AdapterGroup(Protocol):
         """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
 
         `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
-        outputs of all weights of the group lie side by side.
+        outputs of the group's weights, which all multiply x, lie side by side.
         """
 
     def written(self, number: Int32[Array, ""], a: Array, b: Sequence[Array]) -> "AdapterGroup":
         """Return the arrays with adapter `number` replaced by its matrices.
 
-        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group.
+        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group, the weights
+        that multiply the same rows.
         """
 
 
@@ -183,7 +187,10 @@ class GroupMember(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class InGroup:
-    """Stands for a weight or bias that is part of the first weight of its group."""
+    """Stands for a weight or bias that is stored inside the first weight of its group.
+
+    A group is matrices that multiply the same rows.
+    """
 
 
 # How weights are laid out at load.
@@ -235,7 +242,10 @@ class Placement(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """One matrix of a group, as it is stored on its devices."""
+    """One matrix of a group, as it is stored on its devices.
+
+    A group is matrices that multiply the same rows.
+    """
 
     weight: Any
     bias: Any  # None where the model has none
@@ -272,9 +282,9 @@ class AttendStep(Protocol):
     ) -> tuple[Float[Array, "S W"], Layer]:
         """Rotate queries and keys, store row s at column position[s] of slot s, attend up to it.
 
-        `projections` are queries, keys and values, `layer` is one layer of the KV cache. `window`
-        limits how many columns a row attends to, None: all. Consumes `layer`. Rows that are not
-        active do not change what is read later.
+        `projections` are queries, keys and values, `rotation` has the rotary tables, `layer` is one
+        layer of the KV cache. `window` limits how many columns a row attends to, None: all.
+        Consumes `layer`. Rows that are not active do not change what is read later.
         """
 
 
@@ -292,10 +302,10 @@ class AttendPrompt(Protocol):
     ) -> tuple[Float[Array, "L W"], Layer]:
         """Rotate queries and keys, store the rows in one slot, let each row attend up to itself.
 
-        `projections` are queries, keys and values, `layer` is one layer of the KV cache. `span`
-        says which slot, from which column on, and how many rows are real; further rows change no
-        column that is read later. `window` limits how many columns a row attends to, None: all.
-        Consumes `layer`.
+        `projections` are queries, keys and values, `rotation` has the rotary tables, `layer` is one
+        layer of the KV cache. `span` says which slot, from which column on, and how many rows are
+        real; further rows change no column that is read later. `window` limits how many columns a
+        row attends to, None: all. Consumes `layer`.
         """
 
 
@@ -349,7 +359,10 @@ class Choosing(Protocol):
         """Return the logits, which the caller may change in place, and a copy of active rows."""
 
     def survey(self, logits: Float[Array, "S V"], active: Bool[Array, " S"], /) -> Survey:
-        """Find the largest logit of every row, and whether the row is free of NaN and +inf."""
+        """Find the largest logit of every row, and whether the row is free of NaN and +inf.
+
+        Only rows in the mask `active` are used.
+        """
 
     def best_candidates(
         self,

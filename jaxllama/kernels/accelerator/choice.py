@@ -154,8 +154,8 @@ def to_front(
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Int32[Array, " S"]]:
     """Move the candidates in the mask `keep` to the front of each row, in their order.
 
-    Returns ids [S C], logits [S C], and the number of kept candidates of each row [S]. The entries
-    after the kept ones hold the other candidates.
+    `best` are the candidates. Returns ids [S C], logits [S C], and the number of kept candidates of
+    each row [S]. The entries after the kept ones hold the other candidates.
     """
     if keep.shape[1] > MOST_RANKED:
         return plain.to_front(best, keep)

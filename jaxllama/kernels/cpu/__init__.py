@@ -48,8 +48,9 @@ def step(
 ) -> tuple[Array, Layer]:
     """Compute attention of one new token per slot, and store its keys and values.
 
-    `layer` is one layer of the KV cache, `position` the column of each slot's token. Slots that are
-    not `active` store nothing. `window` limits how many columns a token attends to, None: all.
+    `rotation` has the rotary tables, `layer` is one layer of the KV cache, `position` the column of
+    each slot's token. Slots that are not `active` store nothing. `window` limits how many columns a
+    token attends to, None: all.
     """
     return attend_step(side_by_side(projections), rotation, layer, position, active, window)
 
@@ -63,8 +64,9 @@ def prompt(
 ) -> tuple[Array, Layer]:
     """Compute attention of a run of tokens of one slot, and store their keys and values.
 
-    `layer` is one layer of the KV cache; `span` says which slot, from which column on, and how many
-    rows are real. `window` limits how many columns a token attends to, None: all.
+    `rotation` has the rotary tables, `layer` is one layer of the KV cache; `span` says which slot,
+    from which column on, and how many rows are real. `window` limits how many columns a token
+    attends to, None: all.
     """
     return attend_prompt(side_by_side(projections), rotation, layer, span, window)
 

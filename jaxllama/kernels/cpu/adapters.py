@@ -37,7 +37,7 @@ class HalfAdapters:
         """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
 
         `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
-        outputs of all weights of the group lie side by side.
+        outputs of the group's weights, which all multiply x, lie side by side.
         """
         width = sum(each.shape[2] for each in self.b)
         weight, eps = (None, 0.0) if norm is None else norm
@@ -60,7 +60,8 @@ class HalfAdapters:
     ) -> "HalfAdapters":
         """Return the arrays with adapter `number` replaced by its matrices.
 
-        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group.
+        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group, the weights
+        that multiply the same rows.
         """
         first = self.a.at[number].set(a.astype(self.a.dtype))
         return dataclasses.replace(self, a=first, b=with_adapter(self.b, number, b))
@@ -69,7 +70,8 @@ class HalfAdapters:
 def adapter_group(shape: AdapterShape, to: Placement) -> HalfAdapters:
     """Make the adapter arrays of one group of weights on their devices, filled with zeros.
 
-    `shape` has the sizes of the weights and the number and rank of adapters; `to` is the devices.
+    A group is weights that multiply the same rows. `shape` has the sizes of the weights and the
+    number and rank of adapters; `to` is the devices.
     """
     inner, outer = shape.axes
     zeros = partial(zeros_on, to.mesh, dtype=np.float16)

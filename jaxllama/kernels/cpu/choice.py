@@ -21,7 +21,10 @@ GROUP, SPAN, BLOCK = 64, 256, 4096  # as in cpu/choose.h; they determine the scr
 @scoped
 @by_rows
 def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
-    """Find the largest logit of every row, and whether the row is free of NaN and +inf."""
+    """Find the largest logit of every row, and whether the row is free of NaN and +inf.
+
+    Only rows in the mask `active` are used.
+    """
     rows, vocab = check(logits, active=active)
     found = run(
         "survey",

@@ -41,7 +41,8 @@ EXPERTS = {GroupKind.EXPERT: GroupKind.SINGLE, GroupKind.EXPERT_GATE_UP: GroupKi
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Store the matrices of a group in tiles of 32 outputs, and copy them to the devices.
 
-    The first weight of the result holds all matrices and biases of the group.
+    A group is matrices that multiply the same rows; the first weight of the result holds all its
+    matrices and biases. `to` is the devices and the dtype of dense weights.
     """
     axes = group.axes[::-1] if group.kind is GroupKind.EMBEDDING else group.axes
     weight: TiledWeight | TiledExperts
@@ -59,10 +60,10 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
     """Tile the matrices of a group: weights of 32 outputs lie together, as the kernels read them.
 
-    Returns several sets of tiles, one for each kind of storage, if the group may be stored so. Else
-    returns one set, in which matrices of different kinds become float32. On several devices, each
-    gets its part of the queries, keys and values. `to` is the devices and the dtype of dense
-    weights.
+    A group is matrices that multiply the same rows. Returns several sets of tiles, one for each
+    kind of storage, if the group may be stored so. Else returns one set, in which matrices of
+    different kinds become float32. On several devices, each gets its part of the queries, keys and
+    values. `to` is the devices and the dtype of dense weights.
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
@@ -84,7 +85,7 @@ def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
 
 
 def experts_side_by_side(group: MatrixGroup) -> MatrixGroup:
-    """Return a group whose matrices hold all experts side by side: [in, experts * out]."""
+    """Return a group of matrices with all experts of each side by side: [in, experts * out]."""
 
     def joined(value: HostMatrix) -> HostMatrix:
         if not isinstance(value, Packed):

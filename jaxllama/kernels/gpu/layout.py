@@ -31,7 +31,8 @@ APART = (GroupKind.QKV, GroupKind.GATE_UP, GroupKind.GATE_UP_APART)
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Concatenate the matrices of a group, with their biases, and copy them to the devices.
 
-    The first weight of the result holds all; the others only say that they are part of it.
+    A group is matrices that multiply the same rows. `to` is the devices and the dtype of dense
+    weights. The first weight of the result holds all; the others only say that they are part of it.
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
@@ -157,7 +158,7 @@ def place_bias(
     mesh: Mesh,
     embedding: bool,
 ) -> Array | None:
-    """Concatenate the biases of a group and copy them to the devices; None if it has none.
+    """Concatenate the biases of some matrices and copy them to the devices; None if none has one.
 
     A matrix without a bias gets zeros. `split_out` names the mesh axis over which outputs are
     split, None: they are not. `embedding`: dense matrices are [vocab, width].

@@ -22,7 +22,7 @@ from jaxllama.sharding import add_up
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JoinedWeight(UnfusedWeight):
-    """The matrices of a group concatenated by output, those stored alike in one array.
+    """Matrices that multiply the same rows, side by side: those stored alike form one array.
 
     Dense matrices are [in, out], of an embedding [vocab, width].
     """

@@ -33,7 +33,7 @@ class DenseAdapters:
         """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
 
         `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
-        outputs of all weights of the group lie side by side.
+        outputs of the group's weights, which all multiply x, lie side by side.
         """
         inward, count, parts, rank = self.a.shape
         x = x if norm is None else normed(x, *norm)
@@ -54,7 +54,8 @@ class DenseAdapters:
     ) -> "DenseAdapters":
         """Return the arrays with adapter `number` replaced by its matrices.
 
-        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group.
+        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group, the weights
+        that multiply the same rows.
         """
         inward, _, parts, rank = self.a.shape
         own = a.reshape(inward, parts, rank).astype(self.a.dtype)
@@ -64,7 +65,8 @@ class DenseAdapters:
 def adapter_group(shape: AdapterShape, to: Placement) -> DenseAdapters:
     """Make the adapter arrays of one group of weights on their devices, filled with zeros.
 
-    `shape` has the sizes of the weights and the number and rank of adapters; `to` is the devices.
+    A group is weights that multiply the same rows. `shape` has the sizes of the weights and the
+    number and rank of adapters; `to` is the devices.
     """
     inner, outer = shape.axes
     a = (shape.inward, shape.adapters, len(shape.outward), shape.rank)

@@ -29,14 +29,20 @@ Move = Callable[[Best, Array], tuple[Array, Array, Array]]
 def set_aside(
     logits: Float[Array, "S V"], active: Bool[Array, " S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-    """Return the logits twice: once to be changed in place, once to be kept; XLA copies them."""
+    """Return the logits twice: once to be changed in place, once to be kept; XLA copies them.
+
+    `active` has no effect.
+    """
     del active
     return logits, logits
 
 
 @scoped
 def survey(logits: Float[Array, "S V"], active: Bool[Array, " S"]) -> Survey:
-    """Find the largest logit of every row, and whether the row is free of NaN and +inf."""
+    """Find the largest logit of every row, and whether the row is free of NaN and +inf.
+
+    `active` has no effect.
+    """
     del active
     token, best = likeliest(logits)
     return Survey(token, best, is_sound(logits))
@@ -91,7 +97,7 @@ def best_candidates(
 
     Returns ids, (logit - best) / heat, and the log-sum-exp of (logit - best) / heat over the whole
     vocabulary. `best` is each row's largest logit, `heat` its temperature. `find` is the function
-    that finds the largest logits.
+    that finds the largest logits; `active` has no effect.
     """
     del active
     ids, values = find(logits, count)
@@ -124,7 +130,8 @@ def draw(
 
     Returns ids, and the log-sum-exp of (logit - best) / heat, where `best` is the row's largest
     logit and `heat` its temperature. Adds up shares in order of ids until they exceed `chance`,
-    first by blocks, then inside one block; `running` returns cumulative sums.
+    first by blocks, then inside one block; `running` returns cumulative sums; `active` has no
+    effect.
     """
     del active
     tiles = blocks_of(logits, -jnp.inf)
@@ -143,7 +150,7 @@ def draw(
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Return the log-probability of the given token of every row."""
+    """Return the log-probability of the given token of every row; `active` has no effect."""
     del active
     return at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
@@ -198,7 +205,7 @@ def to_front(
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Int32[Array, " S"]]:
     """Move the candidates in the mask `keep` to the front of each row, in their order.
 
-    Returns ids, logits, and the number of kept candidates of each row.
+    `best` are the candidates. Returns ids, logits, and the number of kept candidates of each row.
     """
     has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
     ids, logits = jax.lax.cond(

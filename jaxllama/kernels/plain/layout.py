@@ -28,7 +28,8 @@ from jaxllama.sharding import place, shard_shape
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Copy every matrix and bias of a group to the devices, each by itself.
 
-    Packed matrices are unpacked unless `to.packed`; those of experts always.
+    A group is matrices that multiply the same rows. `to` is the devices and the dtype. Packed
+    matrices are unpacked unless `to.packed`; those of experts always.
     """
     if group.kind in (GroupKind.EXPERT, GroupKind.EXPERT_GATE_UP):
         return [
@@ -48,7 +49,7 @@ def placed(
 
     A matrix that is still in its file is read part by part, so that host memory holds only one
     part. `axes` are the logical axes of its inputs and outputs. `by_output`: it is an embedding
-    [vocab, width].
+    [vocab, width]. `to` is the devices and the dtype.
     """
     if isinstance(matrix, UnreadMatrix):
         if not must_be_whole(matrix, axes, to, by_output=by_output):
@@ -63,7 +64,7 @@ def weight_of(
     """Convert one matrix to a weight and copy it to the devices, split by the mesh's rules.
 
     `axes` are the logical axes of its inputs and outputs. `by_output`: it is an embedding [vocab,
-    width].
+    width]. `to` is the devices and the dtype.
     """
     held = prepared(matrix, to, by_output=by_output)
     if isinstance(held, PackedWeight):
@@ -78,7 +79,7 @@ def must_be_whole(matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output:
 
     That is so if the devices split inputs that share a scale or that are sorted. Reads one output
     to find out. `axes` are the logical axes of its inputs and outputs. `by_output`: it is an
-    embedding [vocab, width].
+    embedding [vocab, width]. `to` names the devices.
     """
     inward = 1 if by_output else 0
     split = shard_shape(to.mesh, matrix.shape, axes).shard_shape(matrix.shape)[inward]
@@ -95,7 +96,7 @@ def weight_in_parts(
     """Read from its file the part of a matrix for each device, and assemble the weight.
 
     A part that several devices hold is read once. `axes` are the logical axes of its inputs and
-    outputs. `by_output`: it is an embedding [vocab, width].
+    outputs. `by_output`: it is an embedding [vocab, width]. `to` is the devices and the dtype.
     """
     where = shard_shape(to.mesh, matrix.shape, axes)
     parts = []
@@ -146,7 +147,8 @@ def prepared(matrix: HostMatrix, to: Placement, *, by_output: bool) -> DenseWeig
 def experts_of(matrices: HostMatrix, axes: Axes, to: Placement) -> DenseExperts:
     """Copy the matrices [experts, in, out] to the devices, unpacked, as one array.
 
-    `axes` are the logical axes of the inputs and outputs of one expert's matrix.
+    `to` is the devices and the dtype. `axes` are the logical axes of the inputs and outputs of one
+    expert's matrix.
     """
     dense = dense_of(matrices) if isinstance(matrices, Packed) else matrices
     where = shard_shape(to.mesh, dense.shape, ("experts", *axes))
@@ -154,7 +156,7 @@ def experts_of(matrices: HostMatrix, axes: Axes, to: Placement) -> DenseExperts:
 
 
 def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> Array | None:
-    """Copy one bias to the devices as float32; None stays None."""
+    """Copy one bias of a group of matrices to the devices in `to`, as float32; None stays None."""
     if bias is None:
         return None
     where = shard_shape(to.mesh, bias.shape, group.axes[1:])

@@ -41,7 +41,7 @@ class UnfusedWeight(ABC):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group; return one array for each.
+        """Multiply norm(x) by each matrix of a group, which all read x; return one array for each.
 
         This weight holds all matrices; `group` gives the width of each result. `norm` None: x is
         used as it is. `add`, if given, holds the summands for all results side by side. `active`,
@@ -103,7 +103,7 @@ class StandaloneWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group; return one array for each.
+        """Multiply norm(x) by each matrix of a group, which all read x; return one array for each.
 
         `norm` None: x is used as it is. `add`, if given, holds the summands for all results side by
         side. `active` has no effect.

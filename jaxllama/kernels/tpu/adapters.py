@@ -27,7 +27,7 @@ class SplitAdapters:
         """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
 
         `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
-        outputs of all weights of the group lie side by side.
+        outputs of the group's weights, which all multiply x, lie side by side.
         """
         found: Array = self.dense.delta(x, norm=norm, rows=rows)
         return add_up(found, "model") if self.splits_inputs else found
@@ -40,7 +40,8 @@ class SplitAdapters:
     ) -> "SplitAdapters":
         """Return the arrays with adapter `number` replaced by its matrices.
 
-        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group.
+        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group, the weights
+        that multiply the same rows.
         """
         dense: DenseAdapters = self.dense.written(number, a, b)
         return dataclasses.replace(self, dense=dense)
@@ -49,6 +50,7 @@ class SplitAdapters:
 def adapter_group(shape: AdapterShape, to: Placement) -> SplitAdapters:
     """Make the adapter arrays of one group of weights on their devices, filled with zeros.
 
-    `shape` has the sizes of the weights and the number and rank of adapters; `to` is the devices.
+    A group is weights that multiply the same rows. `shape` has the sizes of the weights and the
+    number and rank of adapters; `to` is the devices.
     """
     return SplitAdapters(plain_group(shape, to), RULES[shape.axes[0]] is not None)

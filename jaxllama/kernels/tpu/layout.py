@@ -68,8 +68,9 @@ class Split:
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """Copy a group to the devices as one matrix, or as several if they are stored differently.
 
-    A group is matrices that multiply the same rows. Packed matrices stay packed if the kernels can
-    read them; those of experts are unpacked.
+    A group is matrices that multiply the same rows. `to` is the devices and the dtype of dense
+    weights. Packed matrices stay packed if the kernels can read them; those of experts are
+    unpacked.
     """
     matrices = [in_memory(each) for each in group.matrices]
     if group.kind in EXPERTS:
@@ -87,7 +88,10 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 
 
 def split_of(matrices: Sequence[HostMatrix], group: MatrixGroup, mesh: Mesh) -> Split:
-    """Decide how the devices of a mesh divide the matrices of a group."""
+    """Decide how the devices of a mesh divide `matrices`, which multiply the same rows.
+
+    `group` says what the matrices are in the model.
+    """
     inward, outward = group.axes
     parts = mesh.shape["model"]
     inputs = RULES[inward] == "model" and parts > 1
@@ -187,7 +191,8 @@ def placed(
 def embedding_of(matrix: HostMatrix, to: Placement) -> GroupWeight:
     """Copy an embedding to the devices, split by tokens if they divide.
 
-    It is stored packed [width, vocab] if the kernels can read that, else dense [vocab, width].
+    `to` is the devices and the dtype of dense weights. It is stored packed [width, vocab] if the
+    kernels can read that, else dense [vocab, width].
     """
     parts = to.mesh.shape["model"]
     if isinstance(matrix, Packed):

@@ -85,7 +85,7 @@ class PackedStorage:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupWeight(UnfusedWeight):
-    """A matrix, or all matrices of a group concatenated by output."""
+    """A matrix, or all matrices of a group (matrices that multiply the same rows), side by side."""
 
     matrix: Any  # a StoredMatrix
     splits_inputs: bool = dataclasses.field(metadata={"static": True})
@@ -118,10 +118,10 @@ class GroupWeight(UnfusedWeight):
         add: Array | None = None,
         active: ActiveRows,
     ) -> list[Array]:
-        """Multiply norm(x) by every matrix of the group, with its bias; return one array for each.
+        """Multiply norm(x) by each matrix of a group, which all read x; return one array for each.
 
-        `norm` None: x is used as it is. `add`, if given, holds the summands for all results side by
-        side. `active` has no effect.
+        Each matrix's bias is added. `norm` None: x is used as it is. `add`, if given, holds the
+        summands for all results side by side. `active` has no effect.
         """
         x = x if norm is None else normed(x, norm)
         if any(isinstance(member.weight, InGroup) for member in group):
