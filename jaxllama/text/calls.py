@@ -50,7 +50,7 @@ def open_grammar(style: CallStyle, tools: Sequence[Tool]) -> str:
 
 
 def call_rule(style: CallStyle, tools: Sequence[Tool]) -> str:
-    """Return the Lark rule `call`: it matches the JSON object of a call of one of `tools`."""
+    """Return the Lark rule `call`: the JSON object of a call of a tool in `tools`, in `style`."""
     arguments, _ = SHAPES[style]
     calls = []
     for index, tool in enumerate(tools):

@@ -99,7 +99,10 @@ def load_later(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> to
 
 
 def read_vocabulary(encoder: tokenizers.Tokenizer, path: Path) -> Vocabulary:
-    """Return texts and kinds of all tokens; refuse a vocabulary with more than MAX_HOLES gaps."""
+    """Return texts and kinds of all tokens of `encoder`; refuse over MAX_HOLES gaps in the ids.
+
+    Errors name `path`.
+    """
     ids = encoder.get_vocab(with_added_tokens=True)
     size = 1 + max(ids.values(), default=-1)
     if not ids or size > len(ids) + MAX_HOLES:

@@ -90,7 +90,8 @@ def tiktoken_parts(path: Path) -> TokenizerParts:
 def read_tokens(raw: bytes, where: str) -> list[bytes]:
     """Return the bytes of all tokens, in the order of their ranks.
 
-    Raise BadTokenizer unless ranks have no gaps, tokens differ, and every single byte is a token.
+    Raise BadTokenizer, naming `where`, unless ranks have no gaps, tokens differ, and every single
+    byte is a token.
     """
     found: dict[int, bytes] = {}
     for number, line in enumerate(raw.splitlines(), 1):

@@ -130,7 +130,10 @@ def read_length(raw: bytes, at: int, kind: int, where: str) -> tuple[int, int]:
 
 
 def read_varint(raw: bytes, at: int, where: str) -> tuple[int, int]:
-    """Return the varint at offset `at`, reduced to 64 bits, and the offset after it."""
+    """Return the varint at offset `at`, reduced to 64 bits, and the offset after it.
+
+    Errors name `where`.
+    """
     value = shift = 0
     for byte in raw[at : at + MAX_VARINT]:
         at += 1
