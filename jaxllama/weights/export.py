@@ -38,8 +38,9 @@ def export(
 ) -> None:
     """Write the model at `source` to `target` in the format `to`, a name in TARGETS.
 
-    Raises ConfigError if the target exists and `replaces` is false, and UnsupportedModel if the
-    format has no place for something in the model.
+    `progress` is called with the tensors written and their number. Raises ConfigError if the target
+    exists and `replaces` is false, and UnsupportedModel if the format has no place for something in
+    the model.
     """
     if to not in TARGETS:
         raise ConfigError(f"--to is {to!r}; expected one of {', '.join(TARGETS)}")

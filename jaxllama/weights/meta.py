@@ -143,7 +143,7 @@ class MetaCheckpoint(Checkpoint):
 
 
 def is_shard(path: Path) -> bool:
-    """Say whether a path has the name of a shard, and is one file or an unpacked folder."""
+    """Say whether a path is named as a shard, consolidated.NN.pth, and is a file or folder."""
     match = SHARD_NAME.fullmatch(path.name)
     if match is None:
         return False
@@ -179,6 +179,6 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def repeats_embedding(shard: TorchFile) -> bool:
-    """Say whether a shard stores its output head and its embedding as one tensor."""
+    """Say whether a shard (consolidated.NN.pth) stores output head and embedding as one tensor."""
     head = shard.tensors.get(HEAD)
     return head is not None and head == shard.tensors.get(EMBEDDING)

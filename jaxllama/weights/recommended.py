@@ -56,10 +56,11 @@ GGUF_NAMES = {
 
 
 def from_generation_config(folder: Path) -> dict[str, object]:
-    """Return the sampler settings that generation_config.json recommends, by name; {} without it.
+    """Return the sampler settings that generation_config.json recommends; {} without this file.
 
-    Only present fields count, as in vLLM, because transformers' own defaults, such as top_k 50, are
-    not the maker's recommendation. `do_sample: false` is greedy: temperature 0.
+    The keys are names of settings. Only present fields count, as in vLLM, because transformers' own
+    defaults, such as top_k 50, are not the maker's recommendation. `do_sample: false` is greedy:
+    temperature 0.
     """
     path = folder / GENERATION
     if not path.exists():

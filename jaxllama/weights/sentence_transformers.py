@@ -206,7 +206,10 @@ def weights_folder(path: Path) -> Path:
 
 
 def read_modules(folder: Path) -> dict[str, str]:
-    """Map the steps that modules.json lists, such as `Pooling`, to their folders; {} without it."""
+    """Map the steps that modules.json lists, such as `Pooling`, to their folders.
+
+    {} if the folder has no modules.json.
+    """
     if not (folder / MODULES).exists():
         return {}
     file = BinaryFile(folder / MODULES)
