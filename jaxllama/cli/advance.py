@@ -57,7 +57,8 @@ def duration(seconds: float) -> str:
 def advance_shown(what: str, total: int, already: int = 0) -> Iterator[Callable[[int], None]]:
     """Yield a function that shows the progress of a run; call it with the number of items done.
 
-    `what` names the items. `already` of them were done before the run, and count as done.
+    `what` names the items, of which there are `total`. `already` of them were done before the run,
+    and count as done.
     """
     advance = Advance(what, total, already)
     shown = advance.started

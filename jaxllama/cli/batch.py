@@ -65,7 +65,8 @@ class LocalModel:
     ) -> Iterator[tuple[int, Row]]:
         """Generate an answer to each (content, knobs); yield (position, fields) as they finish.
 
-        The arguments are those of `BatchModel.answers`.
+        `kind` says whether contents are prompts or messages, and the position counts `items` from
+        0. `on_error` is called with the position and error of an item that fails.
         """
         each = self.llm.generate_each if kind == PROMPT else self.llm.chat_each
         for position, completion in each(items, on_error=on_error):
@@ -148,7 +149,8 @@ def command(  # noqa: PLR0913 - an argument for each option
     A line is {"prompt": TEXT or token ids} or {"messages": [{"role", "content"}]}; it may also hold
     knobs, a "count" and an "id". Options set the knobs that a line does not set. Every answer has
     the index (and id) of its line; of several answers each has its number. If the output already
-    holds answers, only the missing ones are computed.
+    holds answers, only the missing ones are computed. With --template, the file has values instead,
+    which fill the placeholders in a text. With --server, a model on a running server answers.
     """
     assert isinstance(context.command, GenerationCommand)
     if output.exists() and output.samefile(prompts):

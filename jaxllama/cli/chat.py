@@ -101,7 +101,8 @@ def command(  # noqa: PLR0913 - an argument for each option
 
     With --prompt, --prompt-file, --prefix, --postfix or names the conversation is one plain text
     that the model continues. This is for models without a prompt format; end the model's turns with
-    --stop. The stop text is kept in the conversation once.
+    --stop. The stop text is kept in the conversation once. --first sends a first message before you
+    type; --show-probabilities colours each token by its probability.
     """
     names = names_of(user_name, bot_name)
     if names is None and (bot_first or no_newline):

@@ -53,7 +53,8 @@ def command(*, plugin: str, no_cost: bool, wants_json: bool) -> int:
     PLUGIN is the name of an installed sampler, prompt format or dialect, module:Class, or a .py
     file, of which every plugin is checked. The exit code is 1 if a check fails. The cost of a
     sampler is the processor time, in microseconds, that it adds to each row of a decode step with
-    its knobs in the middle of their bounds.
+    its knobs in the middle of their bounds; --no-cost skips it. With --json one JSON object is
+    printed.
     """
     with programs_kept(cache_folder() / "checks"):
         kinds = find(plugin)

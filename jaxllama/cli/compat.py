@@ -46,7 +46,8 @@ Example:
 def command(context: click.Context, *, only_print: bool) -> None:
     """Run a command line of another system: its flags, our commands.
 
-    Everything after -- is for our command: -- --slots 4. docs/moving-here.md has all flags.
+    Everything after -- is for our command: -- --slots 4. With --print the command of ours is only
+    printed. docs/moving-here.md has all flags.
     """
     context.meta[PRINT] = only_print
 

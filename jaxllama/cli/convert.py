@@ -49,7 +49,9 @@ def command(  # noqa: PLR0913 - one for each option
 ) -> None:
     """Write MODEL to the folder TARGET as a checkpoint that opens without conversion.
 
-    Prints the error of each block: root mean square, relative to the weights.
+    Prints the error of each block: root mean square, relative to the weights; with --perplexity
+    also how well the model predicts a text, before and after. With --json one JSON object is
+    printed.
     """
     recipe = Recipe(dtype, group, minimise_error)
     with startup_shown(keeps_programs=True) as report:

@@ -96,7 +96,8 @@ def command(  # noqa: PLR0913, PLR0917 - an option each
 ) -> None:
     """Serve MODEL with several replicas behind one address, on a Ray cluster (docs/deploy.md).
 
-    SIGTERM or Ctrl-C lets running requests finish. Needs jaxllama[ray].
+    Each replica reserves --cpus and --gpus; with --autoscale Ray runs up to --most-replicas of
+    them. SIGTERM or Ctrl-C lets running requests finish. Needs jaxllama[ray].
     """
     most = most_of(replicas, most_replicas, autoscale=autoscale)
     loading = with_model(name, loading)

@@ -62,7 +62,8 @@ def command(  # noqa: PLR0913 - an argument per option
     For every token there is a line for the model and one for each sampler that is on; the legend
     below the table says what the columns mean. With --what-if the recorded logits are drawn from
     again with other knobs, without running the model: every token follows the recorded ones, even
-    where another token would have been drawn before it.
+    where another token would have been drawn before it. --save writes the recording to a file, from
+    which --load explains it again without the model. With --json one JSON object is printed.
     """
     if (prompt is None) == (source is None):
         raise click.UsageError("Give one of -p TEXT and --load FILE.")

@@ -17,8 +17,9 @@ from jaxllama.weights.store import resolve
 def command(model: str, target: Path, to: str, *, force: bool) -> None:
     """Write MODEL to TARGET in another format: a GGUF file, or a Hugging Face folder.
 
-    Matrices that MODEL keeps in the type asked for keep their bits. Vectors are float32 in GGUF
-    files. The plain `safetensors` keeps each dense weight's dtype and makes packed ones float32.
+    --to names the format; an existing TARGET is replaced only with --force. Matrices that MODEL
+    keeps in the type asked for keep their bits. Vectors are float32 in GGUF files. The plain
+    `safetensors` keeps each dense weight's dtype and makes packed ones float32.
     """
     with startup_shown(keeps_programs=True) as report:
         path = resolve(model, progress=report)

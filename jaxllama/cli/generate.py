@@ -111,7 +111,8 @@ def command(  # noqa: PLR0913 - an argument for each option
     A line with token counts and times follows on standard error. One line break at the end of a
     prompt from a file or from standard input is removed. With --beams the best answer is printed on
     standard output, and all answers with their scores on standard error. With --json one JSON
-    object is printed at the end instead of the text.
+    object is printed at the end instead of the text. --show-probabilities colours each token by its
+    probability.
     """
     for name, given in (("--format", "prompt_format" in loading), ("--system", system is not None)):
         if given and not chat:

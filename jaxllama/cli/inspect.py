@@ -79,7 +79,8 @@ def command(
     """Show what MODEL is and how much memory it needs with these settings.
 
     MODEL is a name, file, folder, hf:owner/name or http address (default: smollm2-135m). A model
-    that is not on this machine yet is downloaded.
+    that is not on this machine yet is downloaded. --programs also lists its compiled programs,
+    --platform says what fits into an accelerator. With --json one JSON object is printed.
     """
     sizes = {name: value for name, value in loading.items() if name not in NO_SIZES}
     chip = None if chip_name is None else chip_named(chip_name)

@@ -15,7 +15,11 @@ from jaxllama.weights.store import store_folder
 @click.option("--names", "wants_names", is_flag=True, help="List the names that can be fetched.")
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def command(*, wants_names: bool, wants_json: bool) -> None:
-    """List the models in the store with their size; a damaged one with the reason."""
+    """List the models in the store with their size; a damaged one with the reason.
+
+    With --names, lists the names of models that can be fetched. With --json one JSON object is
+    printed.
+    """
     if wants_names:
         list_names(wants_json=wants_json)
         return
@@ -32,7 +36,7 @@ def command(*, wants_names: bool, wants_json: bool) -> None:
 
 
 def list_names(*, wants_json: bool) -> None:
-    """List the names of models and where each comes from."""
+    """List the names of models and where each comes from; with `wants_json` as JSON."""
     origins = {name: source.origin for name, source in MODELS.items()}
     if wants_json:
         click.echo(as_json(origins))

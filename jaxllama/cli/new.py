@@ -70,8 +70,9 @@ CHECKS = {
 def command(*, what: str, name: str, into: Path) -> None:
     """Write a package with a sampler, prompt format, reader of files or dialect called NAME.
 
-    `weights` reads models, `tokenizer` tokenizers; a dialect is an HTTP API. The package can be
-    installed as it is and passes its own test; change it from there.
+    `weights` reads models, `tokenizer` tokenizers; a dialect is an HTTP API. The package is a new
+    folder in the current one, or in that of --into. It can be installed as it is and passes its own
+    test; change it from there.
     """
     check_name(what, name)
     project = f"jaxllama-{name.replace('_', '-')}"

@@ -19,7 +19,8 @@ NOT_USED = ("load_prompt_format", "load_sampling_defaults")
 def command(*, file: Path, wants_json: bool, loading: Mapping[str, Any]) -> None:
     """Measure the perplexity of a model on the text in FILE; lower is better.
 
-    The text is cut into windows of --context tokens, and no window sees the tokens before it.
+    The text is cut into windows of --context tokens, and no window sees the tokens before it. With
+    --json one JSON object is printed.
     """
     text = decode(file.read_bytes(), str(file))
     with open_llm(loading, is_short=True) as llm, progress_bars() as report:

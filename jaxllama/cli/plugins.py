@@ -35,7 +35,10 @@ IndentedLines = list[tuple[int, str]]  # the indentation in steps, and the text
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 @click.option("--markdown", is_flag=True, help="Print samplers and presets as Markdown tables.")
 def command(*, wants_json: bool, markdown: bool) -> None:
-    """List the installed samplers with their knobs, presets, prompt formats, readers, dialects."""
+    """List the installed samplers with their knobs, presets, prompt formats, readers, dialects.
+
+    With --json one JSON object is printed, with --markdown tables of samplers and presets.
+    """
     samplers = load_plugins(SAMPLERS, Sampler)
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     weights = load_plugins(WEIGHTS, Checkpoint)  # type: ignore[type-abstract]

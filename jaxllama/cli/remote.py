@@ -61,7 +61,8 @@ class RemoteModel:
         """Ask the server for each (content, knobs); yield (position, fields) as answers arrive.
 
         At most `concurrency` requests run at a time, and an item is taken only when its request may
-        start. Otherwise as `BatchModel.answers`.
+        start. `kind` says whether contents are prompts or messages; `on_error` is called with the
+        position and error of an item that fails.
         """
         running: dict[Future[Fields], int] = {}
         numbered = enumerate(items)

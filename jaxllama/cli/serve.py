@@ -120,11 +120,12 @@ def command(
 ) -> None:
     """Serve MODEL over HTTP until the program is stopped; --model names it as well.
 
-    Several models: --models-file.
+    Several models: --models-file. Several processes that run the model together: --hosts. API keys:
+    --api-key-file.
 
-    The server listens at once and loads the model in the background. It logs "ready: open http://..."
-    when the model has made a token; until then /ready says what is being loaded or compiled.
-    SIGTERM or Ctrl-C lets running requests finish; a second signal ends the program now.
+    The server listens at once and loads the model in the background. It logs "ready: open
+    http://..." when the model has made a token; until then /ready says what is being loaded or
+    compiled. SIGTERM or Ctrl-C lets running requests finish; a second signal ends the program now.
     """
     loading = with_model(name, loading)
     settings = settings_from(options, api_key_file)
@@ -245,8 +246,9 @@ async def serve(
 ) -> int:
     """Load the model, serve until stopped, and return the exit code.
 
-    The parameters are those of `run`. Exits the process at once if a thread still loads or hangs in
-    the device after the shutdown.
+    `loading` holds the arguments of `LLM.load`; `dialects` are the HTTP APIs to serve; `several`
+    has the models of a models file, None: the server has one model. Exits the process at once if a
+    thread still loads or hangs in the device after the shutdown.
     """
     publisher = open_publisher(settings)
     try:

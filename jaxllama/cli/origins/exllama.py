@@ -104,7 +104,7 @@ FLAGS = (
 
 
 def translate(given: TheirValues) -> list[str]:
-    """Return the jaxllama command and its options for ExLlama's flags."""
+    """Return the jaxllama command and its options for the values of ExLlama's flags, `given`."""
     words = loading(given)
     if any(given.is_given(each) for each in SERVED):
         where = address(given["host"], "--host") if given.is_given("host") else []
@@ -127,7 +127,10 @@ def translate(given: TheirValues) -> list[str]:
 
 
 def loading(given: TheirValues) -> list[str]:
-    """Return the jaxllama options that load the model, and an adapter if one is given."""
+    """Return the jaxllama options that load the model and the adapter, if the flags name one.
+
+    `given` has the values of ExLlama's flags.
+    """
     folder, file = given["directory"], given["model"]
     if (folder is None) == (file is None):
         raise click.UsageError("no model; expected -d DIRECTORY, or all of -t, -c and -m")
@@ -151,7 +154,10 @@ def loading(given: TheirValues) -> list[str]:
 
 
 def sampling(given: TheirValues) -> list[str]:
-    """Return the jaxllama options for ExLlama's sampler and for the length of a reply."""
+    """Return the jaxllama options for ExLlama's sampler and a reply's length.
+
+    `given` has the values of ExLlama's flags.
+    """
     sustain = given["repetition_penalty_sustain"]
     top_p = given["top_p"]
     return [

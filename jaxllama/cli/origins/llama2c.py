@@ -34,7 +34,7 @@ FLAGS = (
 
 
 def translate(given: TheirValues) -> list[str]:
-    """Return the jaxllama command and its options for llama2.c's flags."""
+    """Return the jaxllama command and its options for the values of llama2.c's flags, `given`."""
     tokenizer = given["z"]
     if tokenizer is None and Path(TOKENIZER).is_file():
         tokenizer = TOKENIZER

@@ -43,7 +43,7 @@ FLAGS = (
 
 
 def translate(given: TheirValues) -> list[str]:
-    """Return the jaxllama command and its options for llama-burn's flags."""
+    """Return the jaxllama command and its options for the values of llama-burn's flags, `given`."""
     version = given["model_version"]
     if version not in MODELS:
         raise click.UsageError(

@@ -49,7 +49,7 @@ FLAGS = (
 
 
 def translate(given: TheirValues) -> list[str]:
-    """Return the jaxllama command and its options for Rama's flags."""
+    """Return the jaxllama command and its options for the values of Rama's flags, `given`."""
     loading = [*option("--model", given["model"]), *option("--tokenizer", given["tokenizer"])]
     if given["address"] is not None:
         own = {name: given[name] for name in ("step", "temperature", "topp")}

@@ -104,7 +104,7 @@ FLAGS = (
 
 
 def translate(given: TheirValues) -> list[str]:
-    """Return the jaxllama command and its options for RLLaMA's flags."""
+    """Return the jaxllama command and its options for the values of RLLaMA's flags, `given`."""
     model = given["model_path"]
     check_beside(given["param_path"], folder_of(model), "--param-path", PARAMS)
     loading = [
@@ -131,7 +131,7 @@ def translate(given: TheirValues) -> list[str]:
 
 
 def sampling(given: TheirValues) -> list[str]:
-    """Return the jaxllama options for RLLaMA's sampler."""
+    """Return the jaxllama options for RLLaMA's sampler, by the values of its flags, `given`."""
     temperature = given["temperature"]
     return [
         "--sampling-defaults=none",
@@ -143,7 +143,10 @@ def sampling(given: TheirValues) -> list[str]:
 
 
 def interactive(given: TheirValues) -> list[str]:
-    """Return the options of `jaxllama chat` for a text in which user and model take turns."""
+    """Return the options of `jaxllama chat` for a text in which user and model take turns.
+
+    `given` has the values of RLLaMA's flags.
+    """
     if given.is_given("prompt") or given.is_given("prompt_file"):
         opening = [
             *option("--prompt", given["prompt"]),
@@ -161,7 +164,10 @@ def interactive(given: TheirValues) -> list[str]:
 
 
 def served(given: TheirValues) -> list[str]:
-    """Return the options of `jaxllama serve` for RLLaMA's server; requests set the sampling."""
+    """Return the options of `jaxllama serve` for RLLaMA's server; requests set the sampling.
+
+    `given` has the values of RLLaMA's flags.
+    """
     own = {
         "path": given["inference_server_api_path"],
         "max_concurrent_inferences": given["inference_server_max_concurrent_inferences"],
