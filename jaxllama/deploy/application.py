@@ -49,7 +49,7 @@ LOCAL_STORE = 256 << 20  # bytes of Ray's object store, in a cluster that this p
 
 @dataclass(frozen=True)
 class Plan:
-    """What to deploy."""
+    """The settings of a deployment: of the server and the model, and the size of the deployment."""
 
     settings: Settings
     loading: Mapping[str, Any]  # arguments of `LLM.load`
@@ -77,7 +77,7 @@ class ServedReplica:
         await self._replica.start()
 
     async def answer(self, parcel: Parcel) -> AsyncIterator[Part]:
-        """Yield the parts of the answer to a request."""
+        """Yield the parts of the answer to the client's request in `parcel`."""
         async for part in self._replica.answer(parcel):
             yield part
 
@@ -116,10 +116,10 @@ class Carrier:
         self._call = replicas.options(method_name="answer", stream=True)
 
     async def carry(self, parcel: Parcel) -> AsyncIterator[Part]:
-        """Yield the parts of a replica's answer; closing the iterator cancels the request there.
+        """Pass the request in `parcel` to a replica, and yield the parts of the answer.
 
-        Raises ReplicaLost if the replica ends or fails before the answer does, QueueFull if Ray has
-        too many calls that wait for a replica.
+        Closing the iterator cancels the request. Raises ReplicaLost if the replica ends or fails
+        before the answer does, QueueFull if Ray has too many calls that wait for a replica.
         """
         parts = self._call.remote(parcel)
         try:
@@ -137,7 +137,7 @@ class Carrier:
 
 
 def application(plan: Plan) -> serve.Application:
-    """Return the application of Ray Serve for a plan."""
+    """Return the application of Ray Serve that deploys replicas of a server as `plan` says."""
     settings = plan.settings
     queue = settings.bounds.queue_requests
     drain_seconds = settings.drain_timeout + MARGIN_SECONDS
@@ -173,7 +173,8 @@ def application(plan: Plan) -> serve.Application:
 def scale(least: int, most: int, target: float) -> dict[str, Any]:
     """Return the options of a deployment of a fixed size, or of one that Ray scales.
 
-    `target` is the number of open requests per replica at which Ray adds another.
+    Ray scales between `least` and `most` replicas. `target` is the number of open requests per
+    replica at which Ray adds another.
     """
     if least == most:
         return {"num_replicas": least}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass
 class GatewayFigures:
-    """What one gateway has counted."""
+    """Counts of one gateway: its requests, and what became of them."""
 
     open: int = 0
     retried: int = 0

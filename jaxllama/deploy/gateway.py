@@ -55,7 +55,7 @@ NOT_PASSED_BACK = OF_CONNECTION | {"date", "server"}
 
 @dataclass(frozen=True)
 class WholeAnswer:
-    """An answer that is not a stream, before it is sent to the client."""
+    """An answer of a replica that is not a stream, before it is sent to the client."""
 
     replica: str
     head: Head
@@ -149,7 +149,10 @@ class Gateway:
             raise work.exception()  # type: ignore[misc]
 
     async def _answer(self, parcel: Parcel, receive: Receive, out: ClientStream) -> None:
-        """Read the body of a request and answer it; every expected error is sent to the client."""
+        """Read the body of a request and answer it; every expected error is sent to the client.
+
+        `parcel` is the request, `out` the response to its client.
+        """
         names: Collection[str] = ()
         try:
             if self._is_draining:
@@ -170,7 +173,7 @@ class Gateway:
             await self._tell(NotReady("the server is going away"), parcel, names, out)
 
     async def _until_left(self, receive: Receive, work: Any) -> None:
-        """Run a coroutine until it ends, or the client leaves: then it is cancelled."""
+        """Run the coroutine `work` until it ends, or the client leaves: then it is cancelled."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(left(receive))
         try:
@@ -186,7 +189,8 @@ class Gateway:
     async def _ask_replicas(self, parcel: Parcel, out: ClientStream) -> None:
         """Ask replicas until one answers, and send its answer.
 
-        Raises ReplicaLost if that one is lost before its answer is whole, or several are.
+        `parcel` is the request, `out` the response to its client. Raises ReplicaLost if a replica
+        is lost in the middle of its answer, or if several are lost.
         """
         asked: set[str] = set()
         lost = 0
@@ -213,7 +217,8 @@ class Gateway:
     async def _ask(self, parcel: Parcel, asked: set[str], out: ClientStream) -> WholeAnswer | None:
         """Ask one replica; send a stream as it comes and return None, or return the whole answer.
 
-        The name of a replica that is lost is added to `asked`.
+        `parcel` is the request, `out` the response to its client. The name of a replica that is
+        lost is added to `asked`.
         """
         replica = ""
         try:
@@ -238,7 +243,10 @@ class Gateway:
             raise ReplicaLost from error
 
     async def _first(self, parts: AsyncIterator[Part]) -> str:
-        """Return the name of the replica that accepted a request; NotReady if none does in time."""
+        """Return the name of the replica that accepted a request; NotReady if none does in time.
+
+        It comes first among `parts`, those of the answer.
+        """
         try:
             async with asyncio.timeout(self._wait_seconds):
                 first = await anext(parts)
@@ -250,7 +258,10 @@ class Gateway:
         return first.replica
 
     async def _measure(self, parcel: Parcel, out: ClientStream) -> None:
-        """Send the metrics of all replicas, each with its name as a label, and our own."""
+        """Send the metrics of all replicas, each with its name as a label, and our own.
+
+        `parcel` is the request for them, `out` the response to its client.
+        """
         texts: dict[str, str] = {}
         while True:
             asked = set(texts)
@@ -269,7 +280,11 @@ class Gateway:
     async def _tell(
         self, error: JaxLlamaError, parcel: Parcel, names: Collection[str], out: ClientStream
     ) -> None:
-        """Send an error: as a response, or as the end of a stream that has begun."""
+        """Send an error: as a response, or as the end of a stream that has begun.
+
+        `parcel` is the request, with the fields `names` in its body; `out` is the response to its
+        client.
+        """
         if out.has_begun:
             logger.warning("a stream is cut: %s", error)
             await out.write(out.last_words, is_last=True)
@@ -309,7 +324,7 @@ def may_differ(status: int, count: int) -> bool:
 
 
 def parcel_of(scope: Mapping[str, Any], body: bytes) -> Parcel:
-    """Return the parcel of a request that ASGI describes in `scope`."""
+    """Return the request that ASGI describes in `scope`, as a Parcel to pass to a replica."""
     client = scope.get("client")
     headers = tuple(passed_on(scope["headers"]))
     sender = ((SENDER, str(client[0])),) if client else ()
@@ -332,7 +347,10 @@ def target_of(scope: Mapping[str, Any]) -> str:
 
 
 def decode(parcel: Parcel, body: bytes) -> Any:
-    """Return the decoded JSON body, for routing; None if it has none that is read."""
+    """Return the decoded JSON `body` of a request, for routing; None for one that is not read.
+
+    A body is not read if it is no JSON or large, or if `parcel`, the request, is no POST.
+    """
     if not body or len(body) > MOST_READ or parcel.method != "POST":
         return None
     try:

@@ -76,7 +76,10 @@ class Replica:
             raise EngineStopped(f"the replica is {models.state}") from models.failure
 
     async def answer(self, parcel: Parcel) -> AsyncIterator[Part]:
-        """Yield the parts of the answer to a request; closing the iterator cancels the request."""
+        """Yield the parts of the answer to a request in a parcel.
+
+        Closing the iterator cancels the request.
+        """
         yield Accepted(self.name)
         url = URL(f"http://replica{parcel.target}", encoded=True)
         async with self._client.request(

@@ -25,7 +25,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc] # Ray is not read by my
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Return the replicas in the order in which Ray has to ask them."""
+        """Return the candidate replicas in the order in which Ray has to ask them for a request."""
         parcel = parcel_in(pending_request)
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # if all refuse
@@ -40,12 +40,15 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc] # Ray is not read by my
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: object
     ) -> None:
-        """Remember which replica got a prompt."""
+        """Remember which replica got the prompt of a request."""
         del result
         self._prefixes.remember(parcel_in(pending_request).blocks, replica_id.unique_id)
 
 
 def parcel_in(pending: PendingRequest | None) -> Parcel:
-    """Return the parcel of a request; one without a prompt if the request is none of a gateway."""
+    """Return the client's request (a Parcel) in a call of Ray, or one without a prompt.
+
+    The result has no prompt if `pending`, the call, does not come from a gateway.
+    """
     first = pending.args[0] if pending is not None and pending.args else None
     return first if isinstance(first, Parcel) else NOTHING
