@@ -22,7 +22,7 @@ Setting = dict[str, object]
 
 
 class Case(NamedTuple):
-    """One row for a test: its knobs, its logits and its state."""
+    """A test row for samplers: its knobs, its logits and its state."""
 
     setting: Setting
     logits: np.ndarray

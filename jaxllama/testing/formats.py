@@ -86,7 +86,7 @@ def check_contents(cls: type[PromptFormat], text: str, messages: Sequence[Messag
 
 
 def check_answer(cls: type[PromptFormat], prompt_format: PromptFormat) -> None:
-    """Check that the prompt with `answer` begins with the prompt without it."""
+    """Check that the prompt made with `answer` begins with the prompt made without `answer`."""
     for length in (2, len(CONVERSATION)):
         asked = render(prompt_format, CONVERSATION[:length])
         recorded = prompt_format.render(CONVERSATION[:length], answer=False)

@@ -83,7 +83,10 @@ class Proof:
 
     @functools.cached_property
     def specs(self) -> dict[str, KnobSpec]:
-        """The sampler's knobs; raises Broken with rule `declared` if they are invalid."""
+        """The knobs of the sampler under test.
+
+        Raises Broken with the rule `declared` if they are invalid.
+        """
         try:
             return catalogue({self.kind.__name__: self.kind})
         except PluginError as error:
@@ -114,12 +117,12 @@ class Proof:
 
     @functools.cached_property
     def started(self) -> list[Sampler]:
-        """The sampler at the start of each test row; raises Broken, rule `numbers`, on failure."""
+        """The sampler under test at the start of each test row; raises Broken, rule `numbers`."""
         return [self.begin(case.setting) for case in self.cases]
 
     @functools.cached_property
     def eager(self) -> list[np.ndarray]:
-        """The sampler's result for each test row, computed without compiling."""
+        """The result of the sampler under test for each test row, computed without compiling."""
         return [
             np.asarray(call(row, case.logits, case.row))
             for row, case in zip(self.started, self.cases, strict=True)
@@ -127,7 +130,7 @@ class Proof:
 
     @functools.cached_property
     def active_cases(self) -> list[int]:
-        """The indices of the cases with knobs that switch the sampler under test on."""
+        """The indices of the test rows with knobs that switch the sampler under test on."""
         return [i for i, case in enumerate(self.cases) if switches_on(self.kind, case.setting)]
 
     @functools.cached_property
@@ -146,7 +149,10 @@ class Proof:
         return self.step(self.leaves, self.rows)
 
     def begin(self, setting: Mapping[str, object]) -> Sampler:
-        """Return the sampler at the start of a row with these knobs; raise Broken on failure."""
+        """Return the sampler under test at the start of a row with these knobs.
+
+        Raises Broken if it fails.
+        """
         known = learn(self.kind.__name__, self.kind, TEXTS, VOCAB)
         try:
             self.bank.check(setting)
@@ -169,7 +175,7 @@ class Proof:
 
 
 def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
-    """Apply the sampler to one row, and return its result: logits, or of a filter a mask.
+    """Apply a sampler to one row, and return its result: logits, or of a filter a mask.
 
     A filter gets the whole vocabulary, sorted. `logits` are those of the row; `row` is the state of
     the request.

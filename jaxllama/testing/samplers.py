@@ -236,7 +236,7 @@ def check_sampler(kind: type[Sampler]) -> None:
 
 
 def run_check(name: str, proof: Proof) -> None:
-    """Raise Broken unless the sampler keeps the rule `name`."""
+    """Raise Broken unless the sampler under test in `proof` keeps the rule `name`."""
     try:
         CHECKS[name](proof)
     except Broken:
@@ -246,9 +246,10 @@ def run_check(name: str, proof: Proof) -> None:
 
 
 def moved_logits(proof: Proof) -> Iterator[tuple[Case, np.ndarray]]:
-    """Yield each test row that switches the sampler on, with the logits that the sampler returns.
+    """Yield each test row that switches the sampler on, with the logits that it returns.
 
-    Yields nothing for a filter, which returns no logits.
+    `proof` has the sampler under test and the rows. Yields nothing for a filter, which returns no
+    logits.
     """
     if not issubclass(proof.kind, Filter):
         yield from ((proof.cases[i], proof.eager[i]) for i in proof.active_cases)
@@ -257,7 +258,8 @@ def moved_logits(proof: Proof) -> Iterator[tuple[Case, np.ndarray]]:
 def tally(proof: Proof, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
     """Return how often each token should be drawn with this setting, and how often it was.
 
-    Both arrays have one number per token of the vocabulary. `setting` has the sampler's knobs.
+    Both arrays have one number per token of the vocabulary. `setting` has the knobs of the sampler
+    under test, which `proof` has.
     """
     rng = np.random.default_rng(1)
     count = len(proof.cases)

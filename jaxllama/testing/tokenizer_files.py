@@ -41,7 +41,10 @@ def check_tokenizer(reader: type[TokenizerReader], path: Path | str) -> None:
 
 
 def check_text(ours: Tokenizer, text: str) -> None:
-    """Check the ids of one text, and the text that they decode to, whole and streamed."""
+    """Check the ids of one text, and the text that they decode to, whole and streamed.
+
+    `ours` is the tokenizer under test.
+    """
     shown = f"text {text[:30]!r}"
     ids = ours.encode(text, begin=False)
     bad = [token for token in ids if not 0 <= token < ours.vocab_size]
