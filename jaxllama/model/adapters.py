@@ -28,7 +28,10 @@ LAYERS = {name: layer for layer, names in ADAPTED.values() for name in names}  #
 
 
 class AdapterMatrices(NamedTuple):
-    """The matrices of one adapter for one group of weights, float32."""
+    """The matrices of one adapter for one group of weights, float32.
+
+    A group is weights that multiply the same rows.
+    """
 
     a: Any  # [inward, weights * rank]
     b: tuple[Any, ...]  # of each weight [rank, outward]
@@ -55,7 +58,8 @@ class AdaptedGroup(NamedTuple):
 def adapted_groups(config: ModelConfig) -> Iterator[AdaptedGroup]:
     """Yield the groups of weights that adapters can change, block by block.
 
-    They are the matrices of attention and feed-forward, but not those of experts.
+    A group is weights that multiply the same rows. They are the matrices of attention and
+    feed-forward, but not those of experts.
     """
     leaves = abstract_params(config)
     for block in range(config.layers):
@@ -75,7 +79,10 @@ def adapted_weights(config: ModelConfig) -> dict[str, AdaptedWeight]:
 
 
 def adapter_shapes(config: ModelConfig, engine: EngineConfig) -> dict[int, dict[str, AdapterShape]]:
-    """Return the sizes of the adapter arrays, by number of the block and name of the group."""
+    """Return the sizes of the adapter arrays, by number of the block and name of the group.
+
+    A group is weights of a block that multiply the same rows.
+    """
     blocks: dict[int, dict[str, AdapterShape]] = {index: {} for index in range(config.layers)}
     for group in adapted_groups(with_copies(config, engine.model_parallel)):
         leaves = list(group.weights.values())

@@ -57,7 +57,7 @@ class BlockRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def of(self, group: str) -> MatmulRows:
-        """Return the MatmulRows for the group of weights named `group`: its rows and adapters."""
+        """Return rows and adapters for the weights of `group`, which multiply the same rows."""
         return MatmulRows(self.active, self.groups.get(group), self.adapters)
 
 
@@ -83,5 +83,5 @@ ALL_ROWS = MatmulRows()
 
 
 def of_rows(adapter: SlotAdapter | None, count: int) -> Adapters | None:
-    """Return the adapter of one slot as the adapter of each of `count` rows; None without one."""
+    """Return the adapter of one slot as that of each of `count` rows; None for no adapter."""
     return None if adapter is None else adapter.of_rows(count)
