@@ -123,7 +123,8 @@ def rules_of(
 def search(expand: Expand, rules: SearchRules) -> list[BeamAnswer]:
     """Search for the `width` best answers; return them best first.
 
-    `expand` is called with a list of prefixes, and returns the likeliest next tokens of each.
+    `rules` has the settings of the search. `expand` is called with a list of prefixes, and returns
+    the likeliest next tokens of each.
     """
     steps = searching(rules)
     prefixes = next(steps)
@@ -140,7 +141,8 @@ def searching(
 ) -> Generator[list[TokenIds], Sequence[Likeliest], list[BeamAnswer]]:
     """Search in steps: yield a list of prefixes, receive the likeliest next tokens of each prefix.
 
-    The generator returns the answers, best first. For callers that get next tokens asynchronously.
+    `rules` has the settings of the search. The generator returns the answers, best first. For
+    callers that get next tokens asynchronously.
     """
     if rules.beam_length is not None:
         return (yield from settling(rules, rules.beam_length))
@@ -163,8 +165,9 @@ def settling(
 ) -> Generator[list[TokenIds], Sequence[Likeliest], list[BeamAnswer]]:
     """Search in steps as ExLlama does: yield prefixes, receive next tokens, return one answer.
 
-    The generator looks `beam_length` tokens ahead, then fixes the first token of the best prefix,
-    and continues from there. A prefix that ends is kept unchanged, and competes with longer ones.
+    `rules` has the settings of the search. The generator looks `beam_length` tokens ahead, then
+    fixes the first token of the best prefix, and continues from there. A prefix that ends is kept
+    unchanged, and competes with longer ones.
     """
     settled: TokenIds = ()
     running = [Beam((), 0.0)]

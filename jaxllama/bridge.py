@@ -115,19 +115,19 @@ class Backlog(Protocol):
         """Remove a request or probe; return False if it is not in the backlog."""
 
     def pop(self, free: int, /) -> Ticket | Probe | None:
-        """Remove and return the next work that fits `free` slots, or None.
+        """Remove and return the next request or probe that fits `free` slots, or None.
 
-        The caller has to call `ended` when this work has ended.
+        The caller has to call `ended` when it has ended.
         """
 
     def charge(self, work: Ticket | Probe, tokens: int, /) -> None:
-        """Note that the engine computed `tokens` tokens for this work."""
+        """Note that the engine computed `tokens` tokens for a request or probe (`work`)."""
 
     def ended(self, work: Ticket | Probe, /) -> None:
-        """Note that work from `pop` holds no slot any more."""
+        """Note that a request or probe from `pop` holds no slot any more."""
 
     def drain(self) -> list[Ticket | Probe]:
-        """Remove and return all work."""
+        """Remove and return all requests and probes."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class EngineThread:
         self._send(lambda: None, self._refuse_backlog)
 
     def _refuse_backlog(self) -> None:
-        """End all requests and questions in the backlog with EngineStopped."""
+        """End all requests and probes in the backlog with EngineStopped."""
         for work in self.backlog.drain():
             if isinstance(work, Ticket):
                 work.emit(self._stopped())
@@ -274,10 +274,10 @@ class EngineThread:
         self._call(self._emit_end)
 
     def turn(self) -> None:
-        """Take work from the backlog, compute a piece of a question, step the engine, emit events.
+        """Take work from the backlog, compute a piece of a probe, step the engine, emit events.
 
         While a request waits for its first token, only every second call computes a piece of a
-        question.
+        probe.
         """
         began = self._clock()
         self._take_work()
@@ -310,7 +310,7 @@ class EngineThread:
             job[0]()
 
     def _take_work(self) -> None:
-        """Move work from the backlog to the engine, as much as fits into free slots.
+        """Move requests and probes from the backlog to the engine, as many as fit into free slots.
 
         Tells the engine whether more requests wait and whether several clients share it.
         """
@@ -355,7 +355,7 @@ class EngineThread:
         return list(found.values())
 
     def _advance_probe(self) -> None:
-        """Compute one piece of one question (`Probe`); the questions in progress take turns."""
+        """Compute one piece of one probe; the probes in progress take turns."""
         if not self._probes:
             return
         probe = self._probes.popleft()
@@ -385,7 +385,10 @@ class EngineThread:
             loop.call_soon_threadsafe(function, *arguments)
 
     def _emit_end(self) -> None:
-        """End all work with EngineStopped; called on the event loop after the thread has ended."""
+        """End all requests and probes with EngineStopped.
+
+        Runs on the event loop after the thread has ended.
+        """
         tickets, probes = list(self._tickets.values()), list(self._probes)
         self._tickets.clear()
         self._probes.clear()

@@ -102,7 +102,7 @@ class HostGroup:
         """Start threads that listen to the other hosts, and one that sends them signs of life.
 
         `index` is this host's number; `links` are its connections to the others. `lose` is called
-        on one of these threads, with the reason, if a host is lost; without it, the process ends.
+        on one of these threads, with the reason, if a host is lost; `lose` None: the process ends.
         """
         self.index = index
         self._links = links

@@ -278,7 +278,10 @@ class Intake:
         return render(self.format, turns, guard_json(tools, guard), ending)
 
     def _thinking(self, given: Mapping[str, object]) -> Thinking | None:
-        """Return the settings for thoughts; None if the prompt format has no thoughts."""
+        """Return the settings for thoughts that the knobs make; None if the format has no thoughts.
+
+        `given` are the knobs.
+        """
         budget: int | None = check(BUDGET, given.get(BUDGET))  # type: ignore[assignment]
         if not self.format.thinks:
             if budget is not None:

@@ -530,7 +530,10 @@ class LLM:
         *,
         length_normalize: bool = False,
     ) -> Iterator[Classification]:
-        """Classify each (prompt, question, choices) in order; fastest if grouped by prompt."""
+        """Classify each (prompt, question, choices) in order; fastest if grouped by prompt.
+
+        With `length_normalize`, the mean log-probability of a choice's tokens counts, not the sum.
+        """
         for prompt, group in groupby(items, key=itemgetter(0)):
             ids = self.intake.ids(prompt)
             questions = [(question, choices) for _, question, choices in group]

@@ -43,7 +43,7 @@ class Startup:
         keeps_programs: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Print lines with `say`.
+        """Print lines with `say`; `clock` returns seconds.
 
         `keeps_programs`: compiled programs are kept for the next start, and the lines say so.
         """
