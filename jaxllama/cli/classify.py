@@ -145,9 +145,9 @@ def command(  # noqa: PLR0913 - an argument for each option
     """Classify every text of TEXTS: a .csv file with a column "text", .jsonl, or .txt.
 
     Each row is written with its own columns, the chosen label and the probability of each choice.
-    --gold names the column with the right answers, to print the accuracy; with --raw, text, question
-    and choice are put together as they are. With several questions the names of the new columns end
-    in _1, _2 and so on.
+    --gold names the column with the right answers, for the accuracy; with --raw, text, question and
+    choice are put together as they are. With several questions the names of the new columns end in
+    _1, _2 and so on.
     """
     asked = read_questions(questions, choices, golds)
     kind = kind_of(output, (CSV, JSONL)) if output else form_of(texts)
