@@ -87,7 +87,7 @@ class Probe:
 
     @property
     def slots(self) -> int:
-        """Return 1, or 0 for a question that needs no slot."""
+        """Return 1, or 0 for a task of the engine that needs no slot."""
         return self.question.slots
 
     @property
@@ -117,11 +117,12 @@ class Backlog(Protocol):
     def pop(self, free: int, /) -> Ticket | Probe | None:
         """Remove and return the next request or probe that fits `free` slots, or None.
 
-        The caller has to call `ended` when it has ended.
+        A probe reads known tokens and generates none. The caller has to call `ended` when it has
+        ended.
         """
 
     def charge(self, work: Ticket | Probe, tokens: int, /) -> None:
-        """Note that the engine computed `tokens` tokens for a request or probe (`work`)."""
+        """Note that the engine computed `tokens` tokens for a request or probe, `work`."""
 
     def ended(self, work: Ticket | Probe, /) -> None:
         """Note that a request or probe from `pop` holds no slot any more."""
@@ -213,8 +214,9 @@ class EngineThread:
     async def ask(self, question: Question[T], client: str = "") -> T:
         """Return the engine's answer to a question, such as the log-probabilities of given tokens.
 
-        The question waits in the backlog, then one piece of it is computed per engine step. If the
-        caller is cancelled, it leaves the backlog or its slot. `client` is the client who asks.
+        A question is a task that draws no tokens. It waits in the backlog, then one piece of it is
+        computed per engine step. If the caller is cancelled, it leaves the backlog or its slot.
+        `client` is the client who asks.
         """
         probe = Probe(question, client, asyncio.get_running_loop().create_future())
         self._push(probe)
@@ -276,8 +278,8 @@ class EngineThread:
     def turn(self) -> None:
         """Take work from the backlog, compute a piece of a probe, step the engine, emit events.
 
-        While a request waits for its first token, only every second call computes a piece of a
-        probe.
+        A probe reads known tokens and generates none. While a request waits for its first token,
+        only every second call computes a piece of a probe.
         """
         began = self._clock()
         self._take_work()
@@ -312,7 +314,8 @@ class EngineThread:
     def _take_work(self) -> None:
         """Move requests and probes from the backlog to the engine, as many as fit into free slots.
 
-        Tells the engine whether more requests wait and whether several clients share it.
+        A probe reads known tokens and generates none. Tells the engine whether more requests wait
+        and whether several clients share it.
         """
         # For probes that will start.
         claimed = sum(probe.slots for probe in self._probes if probe.steps is None)

@@ -85,9 +85,9 @@ class Rope:
 
     @property
     def scaled_factors(self) -> bool:
-        """Say whether the frequency divisors are Phi-3's rule.
+        """Say whether the frequency divisors are used by Phi-3's rule.
 
-        So it is if there is an attention factor, or a second set of divisors for long texts.
+        That is so if there is an attention factor, or a second set of divisors for long texts.
         """
         return self.kind == "factors" and (self.scaled or bool(self.long_factors))
 

@@ -311,12 +311,15 @@ def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
 
 
 def without_last(shapers: Mapping[str, type[Shaper]]) -> dict[str, type[Shaper]]:
-    """Return the shapers without `last = True`, which would put them after the filters."""
+    """Return the shapers (samplers) without `last = True`, which puts them after the filters."""
     return {name: kind for name, kind in shapers.items() if not kind.last}
 
 
 def around(shapers: Mapping[str, type[Shaper]]) -> Iterator[str]:
-    """Yield the names of shapers in running order, with the temperature's name at its place."""
+    """Yield the names of shapers in running order, with the temperature's name at its place.
+
+    Shapers are the samplers that change all logits of a row.
+    """
     yield from (name for name, kind in shapers.items() if kind.order < CORE_AT)
     yield HEAT
     yield from (name for name, kind in shapers.items() if kind.order >= CORE_AT)

@@ -271,7 +271,10 @@ class LLM:
         return cls(runs, intake, config=config, path=path, hosts=hosts)
 
     def follow(self) -> None:
-        """Run the device calls of host 0 until it ends the group; for the other hosts."""
+        """Run the device calls of host 0 until it ends the group.
+
+        For the other hosts, the processes that run the model together with host 0.
+        """
         if self.hosts is None or self.hosts.leads:
             raise ConfigError("follow is for hosts of a group that do not lead it")
         self.engine.repeat_calls(self.hosts.next_call)

@@ -167,7 +167,7 @@ class Context:
         return self.length - self.prompt
 
     def log_total(self, logits: Float[Array, " N"]) -> Float[Array, ""]:
-        """Return the log-sum-exp of the logits that a shaper is called with.
+        """Return the log-sum-exp of the logits that a sampler of class Shaper is called with.
 
         The engine computes it in a kernel, several times as fast as `jax.nn.logsumexp`.
         """

@@ -83,8 +83,8 @@ def weigh(
 ) -> InSteps[list[np.ndarray]]:
     """Compute the log-probability of each token of continuations after their prompts.
 
-    The continuation `tails[i]` follows `prompts[i]`; together they are one group of `rounds`.
-    `adapter` is the LoRA adapter to compute with, None: none. A generator, like the engine's
+    The continuation `tails[i]` follows `prompts[i]`; together they are one group that `rounds`
+    made. `adapter` is the LoRA adapter to compute with, None: none. A generator, like the engine's
     probes: it yields after each call of the device and returns one array for each continuation.
     Raises QueueFull while no slot is free.
     """

@@ -42,8 +42,8 @@ class WorkerPool(Generic[W]):
     def ask(self, question: Callable[[W], T]) -> T:
         """Call `question` with a free worker and return its result; blocks until a worker is free.
 
-        If the worker raises WorkerDied, `question` is called once more with a new worker. Raises
-        NotReady after `close`.
+        `question` is a function of a worker. If the worker raises WorkerDied, `question` is called
+        once more with a new worker. Raises NotReady after `close`.
         """
         worker = self._idle.get()
         try:

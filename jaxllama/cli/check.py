@@ -48,7 +48,7 @@ CheckOutcome = dict[str, Any]
 @click.option("--no-cost", is_flag=True, help="Do not measure the cost of a sampler.")
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def command(*, plugin: str, no_cost: bool, wants_json: bool) -> int:
-    """Check that PLUGIN keeps the contract of its socket.
+    """Check that PLUGIN keeps the contract of its base class.
 
     PLUGIN is the name of an installed sampler, prompt format or dialect, module:Class, or a .py
     file, of which every plugin is checked. The exit code is 1 if a check fails. The cost of a

@@ -135,7 +135,7 @@ def presets_as_markdown(presets: Mapping[str, type[Preset]]) -> str:
 
 
 def kind_of(sampler: type[Sampler]) -> str:
-    """Return "adjuster", "shaper" or "filter": the socket that a sampler subclasses."""
+    """Return "adjuster", "shaper" or "filter": the base class of a sampler."""
     kinds = {"adjuster": Adjuster, "shaper": Shaper, "filter": Filter}
     return next(word for word, kind in kinds.items() if issubclass(sampler, kind))
 

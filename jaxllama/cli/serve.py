@@ -194,8 +194,9 @@ def check_together(loading: Mapping[str, Any], settings: Settings, *, joins_host
 def follow(group: hosts.HostGroup, loading: Mapping[str, Any]) -> NoReturn:
     """Load the model and repeat the device calls of host 0; exit when the group of hosts ends.
 
-    `loading` holds the arguments of `LLM.load`. A stop signal asks host 0 to stop, which ends the
-    group after its running requests.
+    Hosts are processes that run one model together; host 0 takes the requests. `loading` holds the
+    arguments of `LLM.load`. A stop signal asks host 0 to stop, which ends the group after its
+    running requests.
     """
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: group.ask_to_stop())
@@ -392,7 +393,7 @@ def give_memory_back() -> None:
 
 
 def open_publisher(settings: Settings) -> BlockPublisher | None:
-    """Open the socket of block events; return None if no address is set."""
+    """Open the ZeroMQ socket that publishes block events; return None if no address is set."""
     if settings.kv_events is None:
         return None
     topic, replay = settings.kv_events_topic, settings.kv_events_replay

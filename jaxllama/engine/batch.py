@@ -74,7 +74,7 @@ class Batch:
     def admit(self, slot: int, row: RowStart | np.ndarray) -> None:
         """Write the start values of a slot's row, so that the row takes part in decode calls.
 
-        On a host that repeats the calls of host 0, `row` is a RowStart packed into bytes.
+        `row` may be a RowStart packed into bytes, as one of several hosts receives it.
         """
         self._state = self.programs.admit(self._state, np.int32(slot), row)
 

@@ -55,7 +55,7 @@ class PackedTexts:
         self.filled += length
 
     def rows(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return token ids, positions and text numbers of the tile, int32 [3, size].
+        """Return token ids, positions and text numbers of the tile (a batch), int32 [3, size].
 
         `texts` are the token ids of all texts, those of other tiles included. Text numbers count
         from 0 in the tile; that of unused places is -1.
@@ -158,15 +158,15 @@ class TextEncoder:
     def block(self, weights: Tree, x: Any, rows: Any, bias: Any) -> Any:
         """Return the hidden states of a tile after one transformer block with these weights.
 
-        `x` are the states before it, `rows` the arrays of a `TextTile`, `bias` the attention biases
-        or None.
+        A tile is a batch of texts. `x` are the states before it, `rows` the arrays of a `TextTile`,
+        `bias` the attention biases or None.
         """
         return block_of(self.config, weights)(x, TextTile(*rows).text, bias)
 
     def end(self, x: Any, rows: Any) -> Any:
         """Pool the last hidden states of a tile into one vector for each text it can hold.
 
-        `x` are the states, `rows` the arrays of a `TextTile`.
+        A tile is a batch of texts. `x` are the states, `rows` the arrays of a `TextTile`.
         """
         return pool(x, TextTile(*rows).text, most_texts(x.shape[0]), self.config)
 

@@ -141,7 +141,7 @@ class Engine:
                 self._end(generation, FinishReason.CANCELLED)
 
     def repeat_calls(self, next_call: Callable[[], bytes | None]) -> None:
-        """Repeat the device calls of host 0's engine on this host.
+        """Repeat the device calls of host 0's engine on this host, where several hosts run a model.
 
         `next_call` returns the next call as bytes, or None after the last one.
         """
@@ -281,7 +281,7 @@ class Engine:
     def _start(self, generation: Generation) -> None:
         """Write a request's rows to the device, so that they decode.
 
-        These are its own row and its guidance row, if it has one.
+        These are its own row and, with guidance, the row of its negative prompt.
         """
         for part in generation.parts:
             leader = -1 if part is generation else generation.slot
@@ -526,7 +526,7 @@ class Engine:
             self._release(generation)
 
     def _release(self, generation: Generation) -> None:
-        """Stop the rows of a generation on the device: its own and its guidance row."""
+        """Stop a generation's rows on the device: its own, and that of a negative prompt."""
         self._batch.release([part.slot for part in generation.parts])
 
     def _keep_dropped(self, slot: Slot, kept: int) -> None:

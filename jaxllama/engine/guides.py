@@ -55,8 +55,8 @@ class Guides:
         """Return the masks of allowed tokens (`Rows.allowed`) for the next step; fill `waiting`.
 
         `running` has the generation of each row, None for none. A row whose mask is still being
-        computed gets no allowed token, nor does its guidance row: both skip the step, and `waiting`
-        lists the generation. A generation whose guide fails is ended.
+        computed gets no allowed token, nor does the row of its negative prompt: both skip the step,
+        and `waiting` lists the generation. A generation whose guide fails is ended.
         """
         allowed = every_token(self._slots, self._bank.vocab)
         self.waiting = []

@@ -138,10 +138,10 @@ class Probes:
     ) -> InSteps[Result]:
         """Run a probe in a free slot, if possible one that has the tokens `known` cached.
 
-        `begin(slot)` returns the probe's generator. Frees the slot at the end, also if the
-        generator is closed early. Waits in its slot while `program`, which it calls, is being
-        compiled. Raises QueueFull if no slot is free, GenerationFailed if the engine restarts in
-        between.
+        A probe reads log-probabilities or hidden states of known tokens. `begin(slot)` returns its
+        generator. Frees the slot at the end, also if the generator is closed early. Waits in its
+        slot while `program`, which it calls, is being compiled. Raises QueueFull if no slot is
+        free, GenerationFailed if the engine restarts in between.
         """
         claim = self._table.claim(NO_OWNER, (*known, NO_ID), key_of(adapter))
         if claim is None:
@@ -176,8 +176,9 @@ class Probes:
     ) -> InSteps[Result]:
         """Wait until `program` is compiled, bring a cached prefix into the slot, run the probe.
 
-        `claim` is the probe's slot, `known` the tokens of which a prefix may be cached, and
-        `begin(slot)` returns the probe's generator. Yields 0 while it waits.
+        A probe reads log-probabilities or hidden states of known tokens. `claim` is its slot,
+        `known` the tokens of which a prefix may be cached, and `begin(slot)` returns the probe's
+        generator. Yields 0 while it waits.
         """
         programs = self._batch.programs
         while not programs.is_ready(program):
@@ -196,8 +197,9 @@ class Probes:
     def _copy_prefix(self, claim: Claim, known: Sequence[int]) -> None:
         """Copy to a probe's slot the longest prefix of `known` that another slot has cached.
 
-        `claim` names both slots. Nothing is copied if the other slot has no more of it than the
-        probe's own, or while the copy program is being compiled.
+        A probe computes what the model says about known tokens. `claim` names both slots. Nothing
+        is copied if the other slot has no more of it than the probe's own, or while the copy
+        program is being compiled.
         """
         if claim.source is None or not self._batch.programs.is_ready("copy"):
             return
@@ -216,10 +218,10 @@ class Probes:
         on_logits: OnLogits | None,
         adapter: AdapterUse | None,
     ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Prefill up to the token before `start`, then run `peek` on the rest, tile by tile.
+        """Prefill up to the token before `start`, then run the program `peek` on the rest.
 
-        Returns the log-probabilities of ids[start:] and the last logits. `on_logits` is called with
-        the logits of each tile, None: not.
+        It takes a fixed number of tokens at a time. Returns the log-probabilities of ids[start:]
+        and the last logits. `on_logits`, if not None, is called with the logits of each such part.
         """
         yield from self._fill(slot, ids, start - 1, adapter)
         cached = self._table.slots[slot].cached
@@ -265,7 +267,10 @@ class Probes:
         return found
 
     def _embed(self, slot: int, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Run `ids` tile by tile; return the mean of their final hidden states, and the last."""
+        """Run `ids`; return the mean of their final hidden states, and the last of these.
+
+        A fixed number of tokens is computed at a time.
+        """
         tile, found = self._batch.programs.tile, []
         for at in range(0, len(ids), tile):
             rows = min(tile, len(ids) - at)

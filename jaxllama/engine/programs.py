@@ -145,7 +145,7 @@ class Programs:
 
     @property
     def tile(self) -> int:
-        """Return how many prompt tokens the model computes at a time in a prefill or probe call."""
+        """Return how many prompt tokens the model computes at a time."""
         return self.steps.tile
 
     @property

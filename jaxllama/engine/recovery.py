@@ -61,8 +61,9 @@ class Recovery:
         """Queue the live requests again after the fault `error`, and make a new state.
 
         With `blame`, also fails the request that is to blame, if there is one; without `blame` no
-        request is failed, because a cancelled request or a probe caused the fault. Raises the error
-        of `Programs.empty`; the next step then tries again to make a state.
+        request is failed, because a cancelled request or a probe (work that generates no tokens)
+        caused the fault. Raises the error of `Programs.empty`; the next step then tries again to
+        make a state.
         """
         self.faults += 1
         live = self._restart(error)

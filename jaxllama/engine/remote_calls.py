@@ -87,8 +87,9 @@ def decode_call(message: bytes) -> RemoteCall:
 def repeat_calls(batch: object, next_call: Callable[[], bytes | None]) -> None:
     """Repeat the calls of host 0's batch on this host's batch.
 
-    `next_call` returns the next call as bytes, or None after the last. Raises JaxLlamaError for a
-    method that Batch does not have.
+    Hosts are processes that run one model together; host 0 decides. `next_call` returns the next
+    call as bytes, or None after the last. Raises JaxLlamaError for a method that Batch does not
+    have.
     """
     while (message := next_call()) is not None:
         call = decode_call(message)

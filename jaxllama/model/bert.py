@@ -198,8 +198,8 @@ def pool(
 ) -> Float[Array, "R D"]:
     """Pool hidden states into one vector for each of the first `texts` texts of a tile.
 
-    `text` is the number of each row's text; `config` says how to pool. A vector whose number no
-    text has is without meaning.
+    A tile is a batch of texts; `text` is the number of each row's text, and `config` says how to
+    pool. A vector whose number no text has is without meaning.
     """
     found = POOLINGS[config.pooling](x, text, texts)
     return scaled_to_one(found) if config.normalizes else found

@@ -80,7 +80,7 @@ class Preparation:
     def group_of(self, layer: str) -> tuple[str, ...]:
         """Return the paths of the layers whose matrices are stored together with this one's.
 
-        Without such a group, returns `layer` alone.
+        If it is stored by itself, returns `layer` alone.
         """
         parent, _, name = layer.rpartition(".")
         for group in self._groups if self._body.joins else ():
@@ -89,9 +89,9 @@ class Preparation:
         return (layer,)
 
     def _lay_out(self, layers: tuple[str, ...], given: dict[str, Given]) -> None:
-        """Store the weights of one complete group on the devices, as the kernels require.
+        """Store weights that lie together, and of which all are there, on the devices.
 
-        `layers` are the paths of the group's layers, `given` its weights and biases by path.
+        `layers` are the paths of their layers, `given` the weights and biases by path.
         """
         first = self._abstract[f"{layers[0]}.weight"]
         group = MatrixGroup(

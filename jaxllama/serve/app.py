@@ -42,7 +42,10 @@ NOTES = {
 def route_table(
     models: ServedModels, settings: Settings, dialects: Sequence[Dialect]
 ) -> RouteTable:
-    """Make the table of our own routes and those of the dialects, for the served models."""
+    """Make the table of our own routes and those of the dialects, for the served models.
+
+    A dialect is an HTTP API, such as OpenAI's.
+    """
     table = RouteTable(settings.root_dialect)
     described = [*dialects, Operations(settings.metrics_names, settings.bandwidth), Dashboard()]
     for dialect in (
@@ -81,7 +84,10 @@ def create_app(
 
 
 def cleanup_of(dialect: Dialect) -> Callable[[web.Application], AsyncIterator[None]]:
-    """Return the aiohttp cleanup context that runs a dialect's background work."""
+    """Return the aiohttp cleanup context that runs a dialect's background work.
+
+    A dialect is an HTTP API, such as OpenAI's.
+    """
 
     async def surround(app: web.Application) -> AsyncIterator[None]:
         async with dialect.running(app):

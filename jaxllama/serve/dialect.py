@@ -55,7 +55,7 @@ class Dialect(ABC):
 
     @asynccontextmanager
     async def running(self, app: web.Application, /) -> AsyncIterator[None]:
-        """Run the dialect's background work while the server runs: an async context manager.
+        """Run the API's background work while the server runs: an async context manager.
 
         It is entered before the first request, while the model still loads, and left when the
         server stops. An error here keeps the server from starting.

@@ -141,7 +141,7 @@ def routes_of(endpoints: Mapping[Endpoint, Serves], models: ServedModels) -> lis
 def told_by(handler: object) -> str | None:
     """Return the body field that only this handler's route has; None if there is none.
 
-    The field tells apart routes of several dialects that have the same path.
+    The field tells apart routes of several HTTP APIs (dialects) that have the same path.
     """
     return getattr(handler, "told_by", None)
 

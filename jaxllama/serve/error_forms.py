@@ -45,7 +45,7 @@ class ErrorForms:
     ) -> ErrorResponse:
         """Return the response to a request with this method and target (path and query).
 
-        `names` are the fields of its body; they decide where dialects share a path.
+        `names` are the fields of its body; they decide where dialects (HTTP APIs) share a path.
         """
         url = URL(target, encoded=True)
         asked = cast(web.Request, SimpleNamespace(method=method, rel_url=url))

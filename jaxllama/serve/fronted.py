@@ -36,7 +36,8 @@ def with_sender(make: RequestFactory) -> RequestFactory:
 def last_words(error_body: Callable[[ReplicaLost], Any], join: Callable[[Any], bytes]) -> str:
     """Return the value of the header LAST_WORDS for a stream.
 
-    `error_body` makes the body of an error in the dialect's form, `join` frames chunks as bytes.
+    `error_body` makes the body of an error in the form of the HTTP API, `join` frames chunks as
+    bytes.
     """
     return base64.b64encode(join([error_body(ReplicaLost())])).decode()
 

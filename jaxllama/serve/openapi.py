@@ -135,12 +135,12 @@ def only(endpoints: Mapping[Endpoint, RouteName], operation: str) -> Mapping[End
 
 
 def join_summaries(one: Json, other: Json) -> str:
-    """Return the summary of a path that two dialects have: both of their summaries."""
+    """Return the summary of a path that two dialects (HTTP APIs) have: both of their summaries."""
     return f"{one['summary']}; or, told by the body: {other['summary']}"
 
 
 def join(one: Json, other: Json, refusals: Json) -> Json:
-    """Merge the descriptions of two dialects' operations that have the same path and method.
+    """Merge the descriptions of two APIs' operations that have the same path and method.
 
     The result accepts the bodies and has the answers of both. `refusals` are the error responses,
     by their names among the components.
@@ -217,12 +217,12 @@ def content_of(shape: Any, found: Mapping[int, Json]) -> Json:
 
 
 def refusal_key(name: RouteName, status: int) -> str:
-    """Return the name under which the document lists a dialect's error response of a status."""
+    """Return the name under which the document lists an API's error response of a status."""
     return str(status) if name.error is ErrorBody else f"{name.dialect}-{status}"
 
 
 def describe_refusals(name: RouteName, found: Mapping[int, Json]) -> Json:
-    """Describe the error responses of a dialect, by their names in the document's components.
+    """Describe the error responses of an HTTP API, by their names in the document's components.
 
     `found` maps the id of a type to its schema.
     """
@@ -295,7 +295,11 @@ def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
 
 
 def add_aliases(fields: Json, *, strict: bool) -> None:
-    """Add its aliases to the description of each field, in place; with `strict`, as fields, too."""
+    """Add its aliases to each field's description, in place; with `strict`, as fields, too.
+
+    An alias is another API's name for a field. `fields` are a body's schemas by name; `strict`: the
+    server refuses unknown fields.
+    """
     known = list(fields)
     for own in known:
         names = aliases_of(own, known)

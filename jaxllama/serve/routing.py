@@ -44,7 +44,8 @@ class RouteTable:
     def add(self, dialect: Dialect, routes: Iterable[web.RouteDef]) -> None:
         """Add the routes of a dialect.
 
-        The dialect added last is also given requests for paths that resemble no route.
+        A dialect is an HTTP API. The one added last is also given requests for paths that resemble
+        no route.
         """
         for route in routes:
             if route.path == ROOT and not has_root(dialect, self._root_dialect):
@@ -57,7 +58,8 @@ class RouteTable:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes to register with aiohttp.
 
-        Raises ConfigError if two dialects have the same route and no field of their bodies decides.
+        Raises ConfigError if two dialects (HTTP APIs) have the same route and no field of their
+        bodies decides.
         """
         found = []
         for (method, path), owned in self._routes.items():
@@ -69,7 +71,7 @@ class RouteTable:
         return found
 
     def owner(self, handler: object, path: str) -> Dialect:
-        """Return the dialect that a route handler belongs to.
+        """Return the dialect (the HTTP API) that a route handler belongs to.
 
         For a handler of no dialect it is the one with a path that shares the most leading parts
         with `path`.
@@ -80,8 +82,8 @@ class RouteTable:
     def meant(self, handler: object, path: str, names: Collection[str]) -> Dialect:
         """Return the dialect that a request is meant for: the one that `handler` belongs to.
 
-        Of dialects that share a path, it is the one told by `names`, the fields of the request's
-        body.
+        A dialect is an HTTP API. Of several that share a path, it is the one told by `names`, the
+        fields of the request's body.
         """
         shared = getattr(handler, "__self__", None)
         if isinstance(shared, SharedHandler):
@@ -101,9 +103,9 @@ class RouteTable:
     def _places(self) -> Iterator[tuple[Dialect, str, float]]:
         """Yield (dialect, path, bonus) for all routes and for the dialects' path prefixes.
 
-        Used to find the dialect whose path shares the most leading parts with a request's path.
-        `bonus` is added to the number of shared parts: at an equal number, a prefix wins against a
-        route.
+        A dialect is an HTTP API. Used to find the one whose path shares the most leading parts with
+        a request's path. `bonus` is added to the number of shared parts: at an equal number, a
+        prefix wins against a route.
         """
         for (_, route), owned in self._routes.items():
             yield owned[0].dialect, route, 0.0
@@ -134,7 +136,7 @@ def common_parts(path: list[str], route: list[str]) -> int:
 
 
 def share(owned: list[OwnedRoute]) -> Handler:
-    """Make one handler for a path that several dialects have: a field of the body decides.
+    """Make one handler for a path that several HTTP APIs have: a field of the body decides.
 
     `owned` are their routes at this path. Raises ConfigError if no field tells their bodies apart.
     """

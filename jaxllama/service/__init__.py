@@ -185,7 +185,7 @@ class GenerationService:
 
     @property
     def queue(self) -> FairQueue[Ticket | Probe]:
-        """The fair queue of requests and probes that wait for a slot."""
+        """The fair queue of requests, and of probes of known tokens, that wait for a slot."""
         return self._dispatch.queue
 
     @property
@@ -355,9 +355,9 @@ class GenerationService:
     async def ask_engine(self, questions: Sequence[Question[T]], caller: Caller) -> list[T]:
         """Return the engine's results for `questions` of one request, such as log-probabilities.
 
-        Each question waits in the fair queue for a slot, and the engine computes one piece of it
-        per step, so that streams continue. Raises QueueFull if the queue has no room. Cancelling
-        the call frees its place in the queue and its slot.
+        A question is a task that draws no tokens. Each one waits in the fair queue for a slot, and
+        the engine computes one piece of it per step, so that streams continue. Raises QueueFull if
+        the queue has no room. Cancelling the call frees its place in the queue and its slot.
         """
         self._check_state(caller)
         return await self._dispatch.ask(caller.client, questions)

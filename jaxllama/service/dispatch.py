@@ -74,7 +74,8 @@ class Dispatch:
     async def ask(self, client: str, questions: Sequence[Question[T]]) -> list[T]:
         """Return the engine's result for each question, computed one after the other.
 
-        Raises QueueFull if the client may not queue the tokens of all questions.
+        A question is an engine task that draws no tokens. Raises QueueFull if the client may not
+        queue the tokens of all questions.
         """
         assert self._thread is not None
         self.check(client, 1, sum(question.tokens for question in questions))

@@ -57,7 +57,7 @@ class Account(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """Number of requests and probes that wait."""
+        """Number of requests, and of probes of known tokens, that wait."""
         return len(self.requests) + len(self.probes)
 
     def line(self, work: T) -> OrderedDict[T, int]:
@@ -169,7 +169,8 @@ class FairQueue(Generic[T]):
     def pop(self, free: int) -> T | None:
         """Remove and return the next request or probe that fits into `free` slots; None if none.
 
-        The caller has to call `ended` when it has ended.
+        A probe reads known tokens and generates none. The caller has to call `ended` when it has
+        ended.
         """
         with self._lock:
             work = self._next(free)
@@ -187,7 +188,8 @@ class FairQueue(Generic[T]):
     def charge(self, work: T, tokens: int) -> None:
         """Add `tokens`, computed for a running request or probe (`work`), to its client's account.
 
-        Clients with fewer tokens in their accounts are served first.
+        A probe reads known tokens and generates none. Clients with fewer tokens in their accounts
+        are served first.
         """
         with self._lock:
             self._accounts[work.client].given += tokens

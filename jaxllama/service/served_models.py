@@ -259,8 +259,8 @@ class ServedModels:
     def find(self, name: str | None) -> ServedModel:
         """Return the model that a request names; None stands for the default model.
 
-        Raises UnknownModel, which lists the names. A single model answers to every name: its
-        dialect checks the name when the model is loaded.
+        Raises UnknownModel, which lists the names. A single model answers to every name: the HTTP
+        API checks the name when the model is loaded.
         """
         if name is None or self.is_single:
             return self.default

@@ -107,7 +107,7 @@ def check_error(dialect: Dialect, error: JaxLlamaError) -> None:
 def require(holds: bool, kind: type[Dialect], rule: str) -> None:
     """Raise AssertionError unless `holds`.
 
-    The message names the dialect `kind` and the broken `rule`.
+    The message names the broken `rule` and `kind`, the class of the HTTP API under test.
     """
     if not holds:
         raise AssertionError(f"{kind.__name__} {rule}")
@@ -117,7 +117,7 @@ def require(holds: bool, kind: type[Dialect], rule: str) -> None:
 async def served(dialect: Dialect, answer: bytes = b"Hello!") -> AsyncIterator[str]:
     """Serve a dialect on a free port of this machine and yield the address.
 
-    The engine gives the same answer to every prompt, whatever the knobs.
+    A dialect is an HTTP API. The engine gives the same answer to every prompt, whatever the knobs.
     """
     config = EngineConfig(slots=4, context=1024, steps_per_sync=1)
     engine = ScriptedEngine(lambda _: answer, config=config)

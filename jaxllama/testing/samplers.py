@@ -41,7 +41,7 @@ def check_declared(proof: Proof) -> None:
 
 
 def check_compiled(proof: Proof) -> None:
-    """The sampler can be traced, and returns the shape and type that its socket requires."""
+    """The sampler can be traced, and returns the shape and type that its base class requires."""
     _ = proof.bank
 
 
@@ -121,7 +121,7 @@ def check_scan(proof: Proof) -> None:
 
 
 def check_held(proof: Proof) -> None:
-    """A claim of `held_only` holds: with only the row's own tokens, the result is the same."""
+    """A sampler with `held_only` returns the same if it is given the row's own tokens only."""
     if not (issubclass(proof.kind, Adjuster) and proof.kind.held_only):
         return
     bank, name = proof.bank, proof.kind.__name__
@@ -138,7 +138,7 @@ def check_held(proof: Proof) -> None:
 
 
 def check_greedy(proof: Proof) -> None:
-    """A claim of `keeps_greedy` holds: the likeliest token stays the likeliest."""
+    """A sampler with `keeps_greedy` leaves the likeliest token the likeliest."""
     if not proof.kind.keeps_greedy:
         return
     for i in proof.active_cases:
@@ -152,7 +152,7 @@ def check_greedy(proof: Proof) -> None:
 
 
 def check_beams(proof: Proof) -> None:
-    """A claim of `suits_beams` holds: no draw, no state, and prompt and answer are one text."""
+    """A sampler with `suits_beams` uses no chance, no state, and not where the prompt ends."""
     kind = proof.kind
     if not kind.suits_beams:
         return
@@ -229,7 +229,7 @@ NEEDED = ("declared", "compiled", "host", "numbers")  # the later checks depend 
 
 
 def check_sampler(kind: type[Sampler]) -> None:
-    """Raise AssertionError unless the sampler keeps every rule of its socket: see CHECKS."""
+    """Raise AssertionError unless a sampler keeps every rule of its base class: see CHECKS."""
     proof = Proof(kind)
     for name in CHECKS:
         run_check(name, proof)

@@ -36,7 +36,7 @@ def check_weights(
     """Open a small model of the format; raise AssertionError at the first broken rule.
 
     The format is `format_class`, or the installed one that recognises the model. `expected` are the
-    model's weights by our paths, in canonical layout, as far as they are known.
+    model's weights by our paths, in our layout, as far as they are known.
     """
     path = Path(path)
     opener = open_checkpoint if format_class is None else format_class.open
@@ -66,7 +66,7 @@ def check_weights(
 
 
 def check_value(weight: str, leaf: Leaf, value: Stored) -> None:
-    """Check that a weight is a finite float array or a Packed matrix, of the canonical shape.
+    """Check that a weight is a finite float array or a Packed matrix, of the shape in the model.
 
     `weight` is its path, for errors; `leaf` has the shape; `value` is what the format read.
     """

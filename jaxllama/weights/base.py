@@ -111,11 +111,7 @@ class Checkpoint(ABC):
         """Close the files; may be called again."""
 
     def read(self, path: str, leaf: Leaf, index: Index | None = None) -> Stored:
-        """Read the weight with this parameter path, or the part `index` of it, in canonical layout.
-
-        `leaf` has its expected shape. Raises ValueError for a part that separates inputs of a
-        packed matrix which share a scale.
-        """
+        """Read the weight with this parameter path, or part `index` of it, as the model has it."""
         rule = self.table.get(path)
         if rule is None:
             raise BadTensors(f"{path} {list(leaf.shape)} has no place in this format")

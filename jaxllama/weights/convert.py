@@ -55,7 +55,10 @@ class Recipe:
     minimises_error: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an unknown dtype, or a group that is odd or less than 2."""
+        """Raise ConfigError for an unknown dtype, or a group that is odd or less than 2.
+
+        A group is the inputs that share a scale.
+        """
         if self.dtype not in DTYPES or self.group < 2 or self.group % 2:  # noqa: PLR2004
             raise ConfigError(
                 f"dtype {self.dtype} in groups of {self.group}; expected one of "
@@ -125,9 +128,9 @@ def convert(
 def changed(path: str, leaf: Leaf, value: Stored, recipe: Recipe) -> Stored:
     """Return a weight in the form that `recipe` asks for; `value` is the weight as stored.
 
-    `path` is its parameter path, `leaf` its canonical shape. A matrix whose number of inputs is no
-    multiple of the recipe's group becomes bfloat16. Vectors and the matrices that choose experts
-    become float32: a rounded one would choose other experts.
+    `path` is its parameter path, `leaf` its shape in the model. A matrix whose number of inputs is
+    no multiple of the recipe's group (the inputs that share a scale) becomes bfloat16. Vectors and
+    the matrices that choose experts become float32: a rounded one would choose other experts.
     """
     if len(leaf.shape) == 1 or path.endswith(ROUTER):
         return canonical(path, value).astype(np.float32)
@@ -153,7 +156,7 @@ def changed(path: str, leaf: Leaf, value: Stored, recipe: Recipe) -> Stored:
 
 
 def canonical(path: str, value: Stored) -> np.ndarray:
-    """Unpack a weight to a dense array in canonical layout; `path` is its parameter path."""
+    """Unpack a weight to a dense array in the layout of the model; `path` is its parameter path."""
     if not isinstance(value, Packed):
         return value
     return unpacked(value) if path == EMBEDDING else dense_of(value)

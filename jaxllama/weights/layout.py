@@ -156,7 +156,7 @@ TRANSPOSED = (TRANSPOSE,)  # the steps of a plain matrix that is stored as [out,
 
 
 def arrange(stored: Stored, steps: Sequence[Step]) -> Stored:
-    """Apply the steps to a stored tensor; return the result, which is in canonical layout."""
+    """Apply the steps to a stored tensor; return the result, which has the model's layout."""
     for step in steps:
         stored = step.apply(stored)
     return stored

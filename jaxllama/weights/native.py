@@ -341,7 +341,7 @@ def check_forms(folder: Path, manifest: Manifest, fields: CheckedFields) -> None
 
 
 def is_packable(form: StoredForm) -> bool:
-    """Say whether bits, groups and sizes of a packed matrix fit each other."""
+    """Say whether bits, sizes and groups (of inputs that share a scale) of a packed matrix fit."""
     return (
         form.bits in (4, 5, 6, 8)
         and len(form.shape) in (2, 3)

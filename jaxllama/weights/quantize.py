@@ -79,7 +79,8 @@ def quantize_rows(
 def usual_scales(groups: Float[np.ndarray, "O G W"], bits: int) -> Float[np.ndarray, "O G"]:
     """Return a scale for each group: its largest weight gets the code farthest from 0.
 
-    The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
+    A group is weights that share a scale. The axes of `groups` are output, group and weight in the
+    group; a code has `bits` bits.
     """
     place = np.abs(groups).argmax(axis=-1)[..., None]
     largest = np.take_along_axis(groups, place, axis=-1)[..., 0]
@@ -91,7 +92,8 @@ def fitted(
 ) -> Float[np.ndarray, "O G"]:
     """Return the scales with the least squared error for the codes that `scales` give.
 
-    The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
+    A group is weights that share a scale. The axes of `groups` are output, group and weight in the
+    group; a code has `bits` bits.
     """
     codes = codes_of(groups, scales, bits)
     squares = np.einsum("ogw,ogw->og", codes, codes)
@@ -104,7 +106,8 @@ def codes_of(
 ) -> Float[np.ndarray, "O G W"]:
     """Return every weight divided by its group's scale and rounded to a signed code, as float32.
 
-    The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
+    A group is weights that share a scale. The axes of `groups` are output, group and weight in the
+    group; a code has `bits` bits.
     """
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     return np.clip(np.rint(groups * inverse[..., None]), *LIMITS[bits])
@@ -115,7 +118,8 @@ def error_of(
 ) -> Float[np.ndarray, "O G"]:
     """Return, for each group, the squared error of its weights when quantised with `scales`.
 
-    The axes of `groups` are output, group and weight in the group; a code has `bits` bits.
+    A group is weights that share a scale. The axes of `groups` are output, group and weight in the
+    group; a code has `bits` bits.
     """
     wide = scales.astype(np.float32)
     rest = groups - codes_of(groups, wide, bits) * wide[..., None]

@@ -205,7 +205,10 @@ class QuantizedMatrix:
         return np.arange(inward) // self._group_size()
 
     def _check_g_idx(self, found: Int[np.ndarray, " I"]) -> None:
-        """Raise BadTensors unless every input is in a group that exists."""
+        """Raise BadTensors unless every input is in a group that exists.
+
+        A group is the inputs that share a scale.
+        """
         low, high = int(found.min()), int(found.max())
         if self.groups == 1:
             raise BadTensors(
@@ -264,7 +267,8 @@ class QuantizedMatrix:
     def _scales_and_minima(self, read: ReadTensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Return scales and minima, [groups, outputs]; None instead of minima that are all 0.
 
-        Both are float16 if the minima are exact in it, else float32.
+        A group is the inputs that share a scale. Both are float16 if the minima are exact in it,
+        else float32.
         """
         out, per_word = self.shape[0], WORD // self.bits
         scales = read(f"{self.stem}scales", whole((self.groups, out)))
@@ -388,8 +392,8 @@ def bits_of(stem: str, scheme: Scheme, zeros: Shape, out: int) -> Bits:
 def check_groups(stem: str, scheme: Scheme, groups: int, inward: int) -> None:
     """Raise BadTensors unless the matrix `stem` has as many groups as the stated size gives.
 
-    `groups` is the number of its scales per output, `inward` the number of inputs. Without a stated
-    size, `groups` must divide `inward`.
+    A group is the inputs that share a scale: `groups` is the number of scales per output, `inward`
+    the number of inputs. Without a stated size, `groups` must divide `inward`.
     """
     stated = scheme.group
     if stated is not None:
@@ -408,7 +412,8 @@ def sorted_groups(
 ) -> tuple[Int[np.ndarray, " I"], np.ndarray | None]:
     """Return the group numbers of all inputs, sorted, and the permutation that sorts the inputs.
 
-    The permutation is None if `group_of`, the group of each input, is sorted already.
+    A group is the inputs that share a scale. The permutation is None if `group_of`, the group of
+    each input, is sorted already.
     """
     if not (np.diff(group_of) < 0).any():
         return group_of, None

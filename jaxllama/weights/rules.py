@@ -222,7 +222,7 @@ def expand(table: Mapping[str, Rule], layers: int) -> dict[str, Rule]:
 
 
 def read_weight(rule: Rule, shape: Shape, index: Index | None, read: ReadPart) -> Stored:
-    """Read a weight, or part `index` of it, in canonical layout; `index` None is all of it.
+    """Read a weight, or part `index` of it (None: all), in the layout that the model has.
 
     `rule` names its tensors in the file, `shape` is that of the whole weight, and `read` reads a
     part of one tensor; only parts that are needed are read.
@@ -244,7 +244,7 @@ def restore(
     """Yield name and value of every tensor of a file that is to be written from our weights.
 
     `table` has the file's rules by parameter path, `paths` are the weights to write, and
-    `read(path)` returns a weight in canonical layout.
+    `read(path)` returns a weight in the layout of the model.
     """
     for names, members in by_tensor(table, paths).items():
         first = table[members[0]]
@@ -258,7 +258,7 @@ def restore(
 def stored_shapes(table: Mapping[str, Rule], leaves: Mapping[str, Leaf]) -> dict[str, Shape]:
     """Return the shape that every tensor of the file must have, by the tensor's name.
 
-    `table` has the file's rules, `leaves` the weights' canonical shapes, both by parameter path.
+    `table` has the file's rules, `leaves` the weights' shapes in the model, both by parameter path.
     Raises BrokenPlugin if the parts that the rules cut from a tensor leave gaps, overlap or differ
     in size from the weights.
     """

@@ -118,9 +118,9 @@ class SentenceFolder:
     ) -> dict[str, Any]:
         """Read the weights one by one; return what `place` makes of each, by parameter path.
 
-        `place` gets a float32 array in canonical layout; only one at a time is in host memory.
-        `shapes` are the expected shapes by parameter path; BadTensors is raised if tensors do not
-        fit. `progress` is called with the number of weights done and of all.
+        `place` gets a float32 array in the layout of the model; only one at a time is in host
+        memory. `shapes` are the expected shapes by parameter path; BadTensors is raised if tensors
+        do not fit. `progress` is called with the number of weights done and of all.
         """
         names = self._check(shapes)
         placed = {}

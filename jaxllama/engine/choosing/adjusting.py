@@ -31,7 +31,7 @@ class Adjusting(NamedTuple):
     on: dict[str, Bool[Array, " S"]]  # rows in which each acts
 
     def some(self, names: SamplerNames) -> Bool[Array, " S"]:
-        """Return a mask of the rows in which at least one of these adjusters acts."""
+        """Return a mask of the rows in which at least one of these adjusters (samplers) acts."""
         return some((self.on[name] for name in names), self.rows)
 
 
@@ -96,8 +96,9 @@ def acts(kind: type[Adjuster], sampler: Sampler, rows: Rows) -> Bool[Array, " S"
 def runs(kinds: Mapping[str, type[Adjuster]]) -> list[SamplerNames]:
     """Group the adjusters that can be applied together; return the names in each group, in order.
 
-    Adjacent adjusters that read only the logits of tokens in the row form one group; every other
-    adjuster is a group of its own. `kinds` are the adjusters' classes by name.
+    An adjuster is a sampler that changes single logits. Adjacent ones that read only the logits of
+    tokens in the row form one group; every other one is a group of its own. `kinds` are their
+    classes by name.
     """
     found: list[SamplerNames] = []
     for held_only, run in groupby(kinds, key=lambda name: kinds[name].held_only):
@@ -109,7 +110,8 @@ def runs(kinds: Mapping[str, type[Adjuster]]) -> list[SamplerNames]:
 def move_whole(adjusting: Adjusting, name: str, old: AdjustedLogits) -> AdjustedLogits:
     """Apply the adjuster `name`, which reads all logits, in the rows in which it acts.
 
-    Returns `old` with new logits. `adjusting` holds all adjusters and their rows.
+    Returns `old` with new logits. An adjuster is a sampler that changes single logits; `adjusting`
+    holds all of them and their rows.
     """
     moved = ask(adjusting, name, old.logits, adjusting.rows)
     return old._replace(logits=where_rows(adjusting.on[name], moved, old.logits))
@@ -118,7 +120,7 @@ def move_whole(adjusting: Adjusting, name: str, old: AdjustedLogits) -> Adjusted
 def move_held(
     ops: Choosing, adjusting: Adjusting, names: SamplerNames, old: AdjustedLogits
 ) -> AdjustedLogits:
-    """Apply adjusters that read only the logits of the tokens that a row contains.
+    """Apply adjusters (samplers) that read only the logits of the tokens that a row contains.
 
     Returns `old` with new logits. `names` are these adjusters, `adjusting` holds their knobs and
     rows, and `ops` are the kernels' operations. The adjusters see a vocabulary that has the places
@@ -143,7 +145,7 @@ def move_held(
 def ask(
     adjusting: Adjusting, name: str, logits: Float[Array, "S N"], rows: Rows
 ) -> Float[Array, "S N"]:
-    """Call the adjuster `name` for every row of `logits`; return the new logits.
+    """Call the adjuster (a sampler) `name` for every row of `logits`; return the new logits.
 
     `adjusting` holds its knobs and token sets. The N logits of a row are those of the vocabulary or
     of the tokens in the row; `rows` has the facts about each row that the adjuster may use.

@@ -46,7 +46,7 @@ class Shaping(NamedTuple):
     late: RowsOn  # after the filters
 
     def within(self, active: Bool[Array, " S"]) -> "Shaping":
-        """Return a copy in which shapers act only in the rows of the mask `active`."""
+        """Return a copy in which shapers (samplers) act only in the rows of the mask `active`."""
         early = {name: on & active for name, on in self.early.items()}
         return self._replace(
             early=early, late={name: on & active for name, on in self.late.items()}
@@ -58,8 +58,9 @@ def plan(
 ) -> Shaping:
     """Decide for each row which shapers act before the filters, and which after them.
 
-    Only for rows of the mask `active`. `kinds` and `shapers` hold the class and the knobs of each
-    shaper by its name.
+    Both are samplers: a shaper changes all logits of a row, a filter drops tokens. Only for rows of
+    the mask `active`. `kinds` and `shapers` hold the class and the knobs of each shaper by its
+    name.
     """
     on = {name: active & switched_on(shapers[name]) for name in kinds}
     late = {
@@ -80,9 +81,10 @@ def shape(
 ) -> tuple[Float[Array, "S C"], dict[str, Shown]]:
     """Apply the shapers in order where `on` is true, and divide by the temperature `heat`.
 
-    `kinds` has the shapers' classes by name, `shaping` their knobs, `on` the mask of rows for each.
-    `totals_of` returns the log-sum-exp of rows. The temperature comes before the first shaper of
-    order 0 or more. Also returns the input of each late shaper that observes, by its name.
+    A shaper is a sampler that changes all logits of a row. `kinds` has the shapers' classes by
+    name, `shaping` their knobs, `on` the mask of rows for each. `totals_of` returns the log-sum-exp
+    of rows. The temperature comes before the first shaper of order 0 or more. Also returns the
+    input of each late shaper that observes, by its name.
     """
     shown: dict[str, Shown] = {}
     is_heated = False
@@ -110,9 +112,9 @@ def shape_one(
 ) -> tuple[Float[Array, "S C"], Float[Array, " S"]]:
     """Apply one shaper, `which` (name and class), in the rows where `on` is true.
 
-    `shaping` holds its knobs; `totals_of` returns the log-sum-exp of rows. A row of which the
-    shaper would keep no token stays unchanged. Also returns the log-sum-exp of the logits before,
-    in these rows.
+    A shaper is a sampler that changes all logits of a row; `shaping` holds its knobs, and
+    `totals_of` returns the log-sum-exp of rows. A row of which the shaper would keep no token stays
+    unchanged. Also returns the log-sum-exp of the logits before, in these rows.
     """
     name, kind = which
 
@@ -155,9 +157,10 @@ def shape_early(
 ) -> WeightedLogits:
     """Apply the shapers that act before the filters, and the temperature in their rows.
 
-    Returns `weighted`, the logits with their temperatures, with both changed: in these rows `heat`
-    is then 1, because the logits are divided already. `kinds` has the shapers' classes by name,
-    `shaping` their knobs and rows; `ops` are the kernels' operations.
+    A shaper is a sampler that changes all logits of a row. Returns `weighted`, the logits with
+    their temperatures, with both changed: in these rows `heat` is then 1, because the logits are
+    divided already. `kinds` has the shapers' classes by name, `shaping` their knobs and rows; `ops`
+    are the kernels' operations.
     """
     on = weighted.active & some(shaping.early.values(), shaping.rows)
 
@@ -183,8 +186,9 @@ def shape_and_draw(
 ) -> Draws:
     """Apply all shapers and the temperature to rows without filters; return what `draw` draws.
 
-    `kinds` has the shapers' classes by name, `shaping` their knobs and rows, `weighted` the logits
-    and temperatures; `ops` are the kernels' operations.
+    A shaper is a sampler that changes all logits of a row. `kinds` has the shapers' classes by
+    name, `shaping` their knobs and rows, `weighted` the logits and temperatures; `ops` are the
+    kernels' operations.
     """
     mine, even = shaping.within(weighted.active), jnp.ones_like(weighted.heat)
     last = shaping.rows.temperature_last
@@ -223,8 +227,8 @@ class LateShaping(NamedTuple):
     ) -> Draws:
         """Apply the shapers `kinds` in order, with the temperature at its place, then draw.
 
-        `kinds` are (name, class) of the shapers still to apply, `logits` are those after the
-        shapers before. `is_heated`: the temperature is applied already.
+        Shapers are samplers; `kinds` are (name, class) of those still to apply, `logits` are those
+        after the shapers before. `is_heated`: the temperature is applied already.
         """
         for place, (name, kind) in enumerate(kinds):
             if kind.order >= 0 and not is_heated:
@@ -244,9 +248,10 @@ class LateShaping(NamedTuple):
     ) -> Draws:
         """Apply the shaper `which` (name and class), then draw a token with `draw_rest`.
 
-        `draw_rest(logits)` applies the shapers after it and draws. The shaper observes the draw, so
-        the drawn token's log-probability in its input is added to the result's `shown`, by its name
-        (0 in rows where it does not act). If it acts in no row, only `draw_rest` runs.
+        A shaper is a sampler that changes all logits of a row; `draw_rest(logits)` applies those
+        after it and draws. The shaper observes the draw, so the drawn token's log-probability in
+        its input is added to the result's `shown`, by its name (0 in rows where it does not act).
+        If it acts in no row, only `draw_rest` runs.
         """
         name, on = which[0], self.shaping.late[which[0]]
 
@@ -264,7 +269,10 @@ class LateShaping(NamedTuple):
 
 
 def remembers(kind: type[Shaper]) -> bool:
-    """Say whether a shaper observes drawn tokens and needs their log-probability in its input."""
+    """Say whether a shaper, a kind of sampler, observes drawn tokens.
+
+    It then needs their log-probability in its input.
+    """
     return kind.last and kind.observe is not Sampler.observe
 
 
@@ -284,8 +292,8 @@ def shown_at(
 ) -> dict[str, Float[Array, " S"]]:
     """Return each shaper's log-probability of the token at index `place` of its input, by row.
 
-    `shown` has the inputs and `on` the mask of rows in which the shaper acts, both by its name. 0
-    in other rows.
+    A shaper is a sampler; `shown` has the inputs and `on` the mask of rows in which it acts, both
+    by its name. 0 in other rows.
     """
     return {
         name: jnp.where(on[name], at(given.logits, place) - given.totals, 0.0)

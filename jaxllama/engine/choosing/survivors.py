@@ -63,8 +63,8 @@ def draw_survivors(
     If a filter keeps even the last of these candidates, it might keep further tokens. Such a row is
     drawn again from more candidates, up to the whole vocabulary, so the result never depends on
     `width`. Such rows are drawn one after the other, or with `together` in one batch. `kinds` are
-    the classes of filters and shapers, `given` is their input, `ops` are the kernels' operations.
-    `listed` is the number of likeliest tokens to list for each row.
+    the samplers' classes (filters and shapers), `given` is their input, `ops` are the kernels'
+    operations. `listed` is the number of likeliest tokens to list for each row.
     """
     best, is_open = narrow(ops, kinds.filters, given, width)
     draws = pick(ops, kinds.shapers, best, given, listed)
@@ -207,9 +207,9 @@ def pick(
 ) -> Draws:
     """Draw one token per row among the candidates that the filters left in `best`.
 
-    First applies the temperature and the shapers `kinds` that come after the filters; `given` holds
-    their knobs, `ops` are the kernels' operations. Also lists the `listed` likeliest tokens of each
-    row.
+    Filters and shapers are samplers. First applies the temperature and the shapers `kinds` that
+    come after the filters; `given` holds their knobs, `ops` are the kernels' operations. Also lists
+    the `listed` likeliest tokens of each row.
     """
     # Relative to the best survivor again: a filter may have dropped the likeliest.
     relative = best.logits - best.logits[:, :1]

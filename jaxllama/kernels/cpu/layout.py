@@ -126,9 +126,9 @@ def kind_of(matrix: HostMatrix) -> object:
 def side_by_side(
     how: Callable[..., Tiled], matrices: list[HostMatrix], biases: list[Any], which: Sequence[int]
 ) -> Tiled:
-    """Tile the matrices with the indices `which`, all of one kind, and their biases together.
+    """Lay the matrices with the indices `which`, of one kind, and their biases out as one Tiled.
 
-    `how` is the function that tiles them: `tile` or `tile_pair`. `biases` has one entry per matrix,
+    `how` is the function that does it: `tile` or `tile_pair`. `biases` has one entry per matrix,
     None if it has no bias.
     """
     added = [biases[i] for i in which]

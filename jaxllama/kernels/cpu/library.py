@@ -43,7 +43,7 @@ def isa() -> str:
 
 
 def has_tiles() -> bool:
-    """Say whether prompts are multiplied by AMX tiles, which give other bits than decode steps."""
+    """Say whether AMX multiplies the rows of prompts, which gives other bits than decode steps."""
     return isa() in ("amx", "emulated")
 
 

@@ -159,7 +159,7 @@ def tile_matrices(
 def tiling_input(matrix: Any) -> TilingInput:
     """Check a packed matrix and find the code that means 0 and the shift of its codes.
 
-    Raises ValueError if it cannot be tiled.
+    Raises ValueError if it cannot be stored in tiles of 32 outputs.
     """
     codes, scales = np.ascontiguousarray(matrix.codes), np.asarray(matrix.scales)
     minima = None if matrix.minima is None else np.asarray(matrix.minima)

@@ -129,7 +129,8 @@ def fused(
 ) -> Float[Array, "L O"]:
     """Return norm(x) · weight + bias + add by one kernel; `norm` and `add` may be None.
 
-    `tiled` holds weight and bias. Rows not in the mask `active` become 0; None: all are active.
+    `tiled` holds weight and bias as the kernels read them. Rows not in the mask `active` become 0;
+    None: all are active.
     """
     weight, eps = (None, 0.0) if norm is None else norm
     return matmul.multiply(x, weight, eps, tiled, add, active)

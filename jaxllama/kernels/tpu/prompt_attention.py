@@ -154,7 +154,7 @@ def attend_kernel(taken: int, window: int | None, cap: float | None, *refs: Any)
 
 
 def part_of(rows: int) -> int:
-    """Return how many rows the kernel computes at a time: a whole number of tiles, or all rows."""
+    """Return how many of `rows` rows to compute at a time: a multiple of TILE, or all of them."""
     sizes = range(min(rows, PART), 0, -1)
     is_whole = (size for size in sizes if rows % size == 0 and size % TILE == 0)
     return next(is_whole, rows)

@@ -119,7 +119,7 @@ def readable(block: MessageBlock, where: str) -> list[str]:
 
 
 def tools_of(tools: Sequence[CustomTool]) -> list[ToolDefinition]:
-    """Convert Anthropic's tools to the form that all dialects share.
+    """Convert Anthropic's tools to the form that all HTTP APIs of the server share.
 
     Raises InvalidParameter for tools that the server itself would have to run.
     """
@@ -139,7 +139,7 @@ def tools_of(tools: Sequence[CustomTool]) -> list[ToolDefinition]:
 
 
 def choice_of(choice: ToolChoiceParam | None) -> ToolChoice | None:
-    """Convert Anthropic's tool choice to the form that all dialects share."""
+    """Convert Anthropic's tool choice to the form that all HTTP APIs of the server share."""
     if choice is None:
         return None
     match choice.type:

@@ -90,8 +90,8 @@ class BatchWork:
     async def running(self, app: web.Application, dialect: ErrorForm) -> AsyncIterator[None]:
         """Lock the folder, resume the unfinished batches in it, and stop their tasks at the end.
 
-        A context manager. The requests of batches are answered by the routes of `app`; `dialect`
-        makes the bodies of errors.
+        A context manager. The requests of batches are answered by the routes of `app`; `dialect`,
+        the HTTP API, makes the bodies of errors.
         """
         self._app, self._dialect = app, dialect
         with taken(self._folder):

@@ -94,7 +94,7 @@ def needed(item: InputItem, name: str, where: str) -> Any:
 
 
 def tools_of(tools: Sequence[FunctionTool]) -> list[ToolDefinition]:
-    """Convert tools to the form that all dialects share.
+    """Convert tools to the form that all HTTP APIs of the server share.
 
     Raises InvalidParameter for tools that the server itself would have to run.
     """
@@ -115,7 +115,7 @@ def tools_of(tools: Sequence[FunctionTool]) -> list[ToolDefinition]:
 
 
 def choice_of(choice: ResponseToolChoice | None) -> ToolChoice | None:
-    """Convert a tool choice to the form that all dialects share."""
+    """Convert a tool choice to the form that all HTTP APIs of the server share."""
     if isinstance(choice, NamedFunctionTool):
         return NamedTool(NamedFunction(choice.name))
     return choice
