@@ -109,7 +109,8 @@ class RenderWorker:
     def _receive(self, seconds: float) -> str:
         """Return the rendered text, or raise the error that the process sent.
 
-        The message is JSON, not a pickle, because the code in that process is not trusted.
+        Waits at most `seconds`. The message is JSON, not a pickle, because the code in that process
+        is not trusted.
         """
         try:
             if not self._pipe.poll(seconds):
@@ -132,7 +133,7 @@ class RenderWorker:
 
 
 def serve(pipe: Connection) -> None:
-    """Run the process: render each conversation that arrives, until the other end is closed."""
+    """Run the process: render each conversation that comes through `pipe`, until it is closed."""
     kind, text = pipe.recv()
     prompt_format = kind.for_model(text)
     pipe.send_bytes(b'{"text": ""}')

@@ -130,7 +130,10 @@ LATEST = LatestSamplers()
 
 
 def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:
-    """Raise InvalidParameter for changes of knobs with which no replay is possible."""
+    """Raise InvalidParameter for changes of knobs with which no replay is possible.
+
+    `bank` has the samplers of the recording.
+    """
     check_core(changes)
     bank.check({name: value for name, value in changes.items() if name not in CORE})
 
@@ -296,7 +299,7 @@ class Replay:
 def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
     """Yield the names of the stages after the model, in order: samplers and temperature.
 
-    Samplers that do not act, as filters at temperature 0, are left out.
+    `bank` has the samplers. Samplers that do not act, as filters at temperature 0, are left out.
     """
     yield from bank.adjusters
     if recording.temperature == 0:  # greedy: neither filters nor shapers run

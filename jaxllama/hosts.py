@@ -168,7 +168,10 @@ class HostGroup:
             self._report_lost(link, error)
 
     def _listen(self, link: HostLink) -> None:
-        """Receive the messages of one host until it ends or is lost; runs on a thread."""
+        """Receive the messages of one host, through `link`, until it ends or is lost.
+
+        Runs on a thread.
+        """
         while True:
             try:
                 kind, message = link.receive()
@@ -255,7 +258,10 @@ def number_in(variable: str) -> int | None:
 
 
 def accept_others(count: int, address: str | None) -> list[HostLink]:
-    """Wait until all other hosts are connected, on host 0; return the links in their order."""
+    """Wait until all other hosts are connected, on host 0; return the links in their order.
+
+    `count` is the number of all hosts; `address` is that of host 0, None if it is not given.
+    """
     key = secrets.token_hex(16)
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.create_server(

@@ -543,7 +543,8 @@ class Intake:
     def _phrases(self, item: str | Sequence[int]) -> list[list[int]]:
         """Return the token ids of a phrase: of a text, with and without a space before it.
 
-        There is one variant if both are equal, or if the phrase is given as token ids.
+        `item` is the phrase. There is one variant if both are equal, or if the phrase is given as
+        token ids.
         """
         if not isinstance(item, str):
             return [list(item)]

@@ -52,7 +52,10 @@ class Plugins(Generic[T]):
 
 
 def load_plugins(group: str, base: type[T]) -> Plugins[T]:
-    """Load every entry point of `group`, sorted by name; a broken one does not stop the rest."""
+    """Load every entry point of `group`, sorted by name; a broken one does not stop the rest.
+
+    A plugin has to be a subclass of `base`.
+    """
     points: dict[str, EntryPoint] = {}
     broken: dict[str, BrokenPlugin] = {}
     for point in sorted(entry_points(group=group), key=lambda p: (p.name, p.value)):

@@ -133,7 +133,10 @@ def knob(  # noqa: PLR0913 - one call declares all properties of a parameter
 
 
 def state(*, start: float | int) -> Any:
-    """Declare a number that the sampler carries from token to token; see `Sampler.observe`."""
+    """Declare a number that the sampler carries from token to token, at first `start`.
+
+    See `Sampler.observe`.
+    """
     return dataclasses.field(default=start, metadata={_STATE: True})
 
 

@@ -112,8 +112,8 @@ def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:
 def probabilities(scores: Sequence[Score], *, length_normalize: bool) -> list[float]:
     """Return the probability of each continuation, given that one of them must follow.
 
-    With `length_normalize`, the mean over a continuation's tokens counts, so that long ones are not
-    at a disadvantage.
+    `scores` are those of the continuations. With `length_normalize`, the mean over a continuation's
+    tokens counts, so that long ones are not at a disadvantage.
     """
     worths = [one.logprob / (len(one.tokens) if length_normalize else 1) for one in scores]
     best = max(worths)

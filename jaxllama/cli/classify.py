@@ -41,7 +41,10 @@ class ClassifiedQuestion:
     suffix: str  # of the names of its columns
 
     def values(self, found: Classification) -> dict[str, object]:
-        """Return the columns that a row gets: the likeliest choice, and every probability."""
+        """Return the columns that a row gets: the likeliest choice, and every probability.
+
+        `found` has the probabilities of the choices.
+        """
         chances = dict(zip(self.choices, found.probabilities, strict=True))
         best = max(self.choices, key=chances.__getitem__)
         named = {f"probability{self.suffix}:{each}": chance for each, chance in chances.items()}
@@ -181,7 +184,7 @@ class ClassifyRun:
         self.failed = 0
 
     def over(self, texts: Path, total: int) -> int:
-        """Classify and write all `total` rows of a file, and print the accuracy.
+        """Classify and write all `total` rows of the file `texts`, and print the accuracy.
 
         Returns the exit code: 1 if a row failed.
         """
@@ -339,7 +342,10 @@ def gold_of(values: Mapping[str, Any], column: str) -> str:
 
 
 def form_of(texts: Path) -> str:
-    """Return the form of rows on standard output: CSV if the input is CSV, else JSON lines."""
+    """Return the form of rows on standard output: CSV if the input is CSV, else JSON lines.
+
+    `texts` is the path of the input.
+    """
     return CSV if kind_of(texts) == CSV else JSONL
 
 

@@ -60,8 +60,8 @@ class TokenColours:
 def colour_of(found: TokenLogprobs, whose: str) -> Colour:
     """Return the RGB colour of a token: the likelier, the more red and the less green.
 
-    `whose` says which probability counts: that of the model, or that with which the token was
-    drawn.
+    `found` has its probabilities; `whose` says which probability counts: that of the model, or that
+    with which the token was drawn.
     """
     logprob = found.logprob if whose == MODEL else found.sampled
     share = round(255 * math.exp(min(logprob, 0.0)))

@@ -39,7 +39,7 @@ class CompletionWords:
         return files(argument) if name in ("/save", "/load") else []
 
     def _settings(self, argument: str) -> list[str]:
-        """Return the completions of a /set command: names of knobs, or values of one knob."""
+        """Return the completions of the text after /set: names of knobs, or values of one knob."""
         knob, space, value = argument.partition(" ")
         if not space:
             return words_starting_with(knob, [f"{each} " for each in self.values])
@@ -60,7 +60,10 @@ def files(prefix: str) -> list[str]:
 
 @contextmanager
 def tab_completes(completions: Callable[[str], list[str]]) -> Iterator[None]:
-    """Within the context, let the Tab key complete the line that is being typed."""
+    """Within the context, let the Tab key complete the line that is being typed.
+
+    `completions` returns the possible words for a line.
+    """
     if readline is None:
         yield
         return

@@ -184,7 +184,10 @@ def search_arguments(
 def start(
     llm: "LLM", text: str, messages: list[dict[str, str]] | None, knobs: Mapping[str, Any]
 ) -> "AnswerStream":
-    """Start a stream: an answer to `messages`, or, if they are None, a continuation of `text`."""
+    """Start a stream: an answer to `messages`, or, if they are None, a continuation of `text`.
+
+    `knobs` are the options for the answer.
+    """
     if messages is not None:
         return llm.chat_stream(messages, **knobs)
     return llm.stream(text, **knobs)
@@ -213,7 +216,10 @@ def prompt_ids(llm: "LLM", text: str, messages: list[dict[str, str]] | None) -> 
 
 
 def show_answers(found: list[Hypothesis], *, wants_json: bool) -> None:
-    """Print the best answer of a beam search, then all with their scores; or all as JSON."""
+    """Print the best answer of a beam search, then all with their scores; or all as JSON.
+
+    `found` are the answers; `wants_json`: --json is given.
+    """
     if wants_json:
         click.echo(as_json({"hypotheses": [dataclasses.asdict(each) for each in found]}))
         return

@@ -197,7 +197,8 @@ def describe_programs(
 ) -> dict[str, Any]:
     """Return the key and folder of the compiled programs, and for each whether it is on disk.
 
-    The key follows from all arguments: the weights are read, because their layout is a part of it.
+    `draft` is the draft model, if any. The key follows from all arguments: the weights are read,
+    because their layout is a part of it.
     """
     params = read_weights(checkpoint, engine, make_mesh(engine, checkpoint.config), None, draft)
     samplers = load_plugins(SAMPLERS, Sampler).loaded
@@ -212,7 +213,7 @@ def describe_programs(
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the description of the model as lines of text."""
+    """Yield the description of the model, `found`, as lines of text."""
     config, tensors, text, memory = (found[key] for key in ("config", "tensors", "text", "memory"))
     yield f"{config.pop('name') or 'model'}: {found['path']} ({found['reader']})"
     yield from config_lines(config)
@@ -303,7 +304,7 @@ def config_lines(config: dict[str, Any]) -> Iterator[str]:
 
 
 def rope_text(rope: Mapping[str, Any]) -> str:
-    """Return as text the base of a rotary embedding, and how it is stretched for long contexts."""
+    """Return as text the base of the rotary embedding `rope`, and how it is stretched."""
     kind, factor = rope["kind"], rope["factor"]
     rules = {"none": "", "factors": f", {len(rope['factors'])} factors"}
     return f"theta {rope['theta']:g}{rules.get(kind, f', {kind} by {factor:g}')}"

@@ -148,7 +148,10 @@ def files(what: str, name: str, project: str) -> dict[str, str]:
 
 
 def write(folder: Path, texts: dict[str, str]) -> None:
-    """Make the folder and write the files; raise ConfigError if the folder already exists."""
+    """Make the folder and write the files; raise ConfigError if the folder already exists.
+
+    `texts` has the content of each file, by path.
+    """
     try:
         folder.mkdir(parents=True)
         for path, text in texts.items():

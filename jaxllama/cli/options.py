@@ -134,7 +134,7 @@ def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
 def adapters_by_name(given: Sequence[str]) -> dict[str, str]:
     """Parse texts NAME=PATH to a mapping; without NAME, an adapter is named after its folder.
 
-    Raises InvalidParameter if two adapters have one name.
+    `given` are the texts. Raises InvalidParameter if two adapters have one name.
     """
     found: dict[str, str] = {}
     for text in given:
@@ -488,7 +488,10 @@ def knob_option(name: str, spec: KnobSpec, taken: set[str]) -> click.Option:
 
 
 def option_name(name: str, taken: set[str]) -> str:
-    """Return --top-p for top_p, or --knob-top-p if the command already has an option --top-p."""
+    """Return --top-p for top_p, or --knob-top-p if the command already has an option --top-p.
+
+    `taken` are the names of the command's options.
+    """
     option = f"--{name.replace('_', '-')}"
     return f"--knob{option[1:]}" if option in taken else option
 
@@ -508,7 +511,8 @@ def help_text(words: str, low: float | None, high: float | None, default: object
 def bounds(low: float | None, high: float | None) -> str:
     """Return in words which numbers a knob accepts, such as "0 to 1"; None: no bound.
 
-    An upper bound that only keeps numbers within 32 bits is left out.
+    `low` and `high` are the bounds. An upper bound that only keeps numbers within 32 bits is left
+    out.
     """
     if high is None or high >= HUGE:
         return f"at least {low}"

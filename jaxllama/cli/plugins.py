@@ -161,7 +161,7 @@ def default_text(knob: Mapping[str, Any]) -> str:
 
 
 def draw(found: Mapping[str, Any]) -> None:
-    """Print descriptions of all plugins, in lines no wider than the terminal."""
+    """Print the descriptions of all plugins in `found`, in lines no wider than the terminal."""
     width = min(shutil.get_terminal_size().columns, WIDEST)
     for title, entries in listing(found).items():
         if entries:
@@ -173,7 +173,10 @@ def draw(found: Mapping[str, Any]) -> None:
 
 
 def listing(found: Mapping[str, Any]) -> dict[str, list[IndentedLines]]:
-    """Return the plugins by section title; each is a list of (indentation, line) pairs."""
+    """Return the plugins by section title; each is a list of (indentation, line) pairs.
+
+    `found` has the descriptions of all plugins.
+    """
     return {
         "Samplers, in the order in which they run": [
             lines_of_sampler(name, sampler) for name, sampler in found["samplers"].items()

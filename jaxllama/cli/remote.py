@@ -99,7 +99,8 @@ class RemoteModel:
     def _ask(self, kind: str, content: Any, knobs: Mapping[str, Any]) -> Fields:
         """Send one request, again while the server is full, and return the answer's fields.
 
-        `kind` says whether `content` is a prompt or messages. Runs on a thread of the pool.
+        `knobs` are those of the request; `kind` says whether `content` is a prompt or messages.
+        Runs on a thread of the pool.
         """
         body = body_of(kind, content, knobs, self.model)
         deadline = time.monotonic() + self.patience

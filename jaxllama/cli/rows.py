@@ -102,7 +102,7 @@ READERS = {CSV: csv_rows, JSONL: jsonl_rows, TXT: txt_rows}
 
 
 def as_csv(cells: Sequence[object]) -> str:
-    """Return a line of CSV."""
+    """Return a line of CSV with these cells."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()

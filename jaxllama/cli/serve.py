@@ -158,7 +158,7 @@ def with_model(name: str | None, loading: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_from(options: Mapping[str, Any], api_key_file: Path | None) -> Settings:
-    """Make settings of the values of their options and the keys in a file."""
+    """Make settings of the values of their options, and of the API keys in a file."""
     given = dict(options)
     bounds = Bounds(**{each.name: given.pop(each.name) for each in dataclasses.fields(Bounds)})
     given["api_keys"] = (*given["api_keys"], *keys_from(api_key_file))

@@ -89,10 +89,7 @@ class Compiler:
         )
 
     def _try(self, form: AnswerGrammar) -> None:
-        """Compile a grammar in another process, which is killed if it takes too much.
-
-        Raises InvalidParameter with the error in the grammar.
-        """
+        """Compile the grammar `form` in another process, which is killed if it takes too much."""
         try:
             complaint = self._workers.ask(lambda worker: worker.complaint(form.grammar))
         except TooCostly as error:

@@ -151,7 +151,7 @@ def rehearse(matcher: LLMatcher) -> None:
 
 
 def first_allowed(bits: bytes) -> list[int]:
-    """Return a list with the lowest allowed token of a mask, [] if the mask allows none."""
+    """Return a list with the lowest token that the mask `bits` allows, [] if it allows none."""
     place = next((place for place, byte in enumerate(bits) if byte), None)
     if place is None:
         return []

@@ -220,7 +220,7 @@ def leave(*_: object) -> NoReturn:
 
 
 def connect(address: str | None) -> None:
-    """Join a Ray cluster, or start one on this machine if none is named."""
+    """Join the Ray cluster at `address` or RAY_ADDRESS; without both, start one on this machine."""
     found = address or os.environ.get("RAY_ADDRESS")
     if found:
         ray.init(address=found)

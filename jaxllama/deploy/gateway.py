@@ -81,11 +81,14 @@ class ClientStream:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def write(self, data: bytes, *, is_last: bool = False) -> None:
-        """Send bytes of the body; waits while the client reads slowly."""
+        """Send bytes of the body; waits while the client reads slowly.
+
+        `is_last`: no others follow.
+        """
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send a whole response."""
+        """Send a whole response: status, headers and body."""
         await self.begin(status, headers)
         await self.write(body, is_last=True)
 
@@ -110,7 +113,7 @@ class Gateway:
         self.figures = GatewayFigures()
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI defines it."""
+        """Answer one request; the arguments are those of an ASGI application."""
         match scope["type"]:
             case "lifespan":
                 await live(receive, send)
@@ -131,7 +134,10 @@ class Gateway:
             await asyncio.wait(self._open, timeout=GOODBYE_SECONDS)
 
     async def _answer_client(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer one request over HTTP; stops when the client leaves."""
+        """Answer one request over HTTP; stops when the client leaves.
+
+        The arguments are those of an ASGI application.
+        """
         out = ClientStream(send)
         parcel = parcel_of(scope, b"")
         work = asyncio.ensure_future(self._answer(parcel, receive, out))
@@ -301,7 +307,10 @@ class Gateway:
         await out.whole(form.status, tuple(headers), form.body)
 
     async def _refuse_socket(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Refuse a WebSocket, with a body that says why where the server can send one."""
+        """Refuse a WebSocket, with a body that says why where the server can send one.
+
+        The arguments are those of an ASGI application.
+        """
         await receive()
         if "websocket.http.response" not in scope.get("extensions", {}):
             await send({"type": "websocket.close", "code": 1003})
@@ -340,7 +349,7 @@ def passed_on(headers: Collection[tuple[bytes, bytes]]) -> Iterator[tuple[str, s
 
 
 def target_of(scope: Mapping[str, Any]) -> str:
-    """Return path and query of a request, as the client sent them."""
+    """Return path and query of the request that ASGI describes in `scope`, as they were sent."""
     path = scope.get("raw_path") or scope["path"].encode()
     query = scope.get("query_string", b"")
     return (path.partition(b"?")[0] + (b"?" + query if query else b"")).decode("latin-1")
@@ -381,7 +390,7 @@ async def read_body(receive: Receive, settings: Settings) -> bytes:
 
 
 async def left(receive: Receive) -> None:
-    """Wait until the client has left."""
+    """Wait until the client has left; `receive` is ASGI's function for its messages."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -394,7 +403,10 @@ async def bytes_of(parts: AsyncIterator[Part]) -> AsyncIterator[bytes]:
 
 
 async def live(receive: Receive, send: Send) -> None:
-    """Answer ASGI's messages about the start and the end of the application."""
+    """Answer ASGI's messages about the start and the end of the application.
+
+    `receive` and `send` are ASGI's functions.
+    """
     with contextlib.suppress(asyncio.CancelledError):
         while True:
             message = await receive()

@@ -338,7 +338,7 @@ class Steps:
     def _drafts(
         self, params: Tree, state: DecodeState, active: Bool[Array, " S"]
     ) -> tuple[DecodeState, Drafts]:
-        """Draft the next tokens of every row, as many as are likely enough to save time.
+        """Draft the next tokens of every active row, as many as are likely enough to save time.
 
         With a draft model, tokens are looked up only after a long match; it drafts for the other
         rows, and the returned state has its new cache. A row drafts no more tokens than it may

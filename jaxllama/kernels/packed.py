@@ -81,7 +81,7 @@ def unpack(packed: Packed) -> Float[Array, "O I"]:
 
 
 def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
-    """Return the weights of some outputs, such as embeddings of tokens, unpacked to float32."""
+    """Return the weights of the outputs with these row numbers, such as embeddings, as float32."""
     if packed.order is not None:
         raise ValueError("rows can be taken of a matrix whose inputs are in their own order only")
     minima = None if packed.minima is None else packed.minima[rows]

@@ -56,14 +56,17 @@ class TokenEmbeddings(Module):
         self.distances = Table(buckets, config.heads) if buckets else None
 
     def __call__(self, tile: TextTile) -> Float[Array, "L D"]:
-        """Return the embedding of every token, which is the input of the first block."""
+        """Return the embedding of every token in `tile`, which is the input of the first block."""
         x = self.embed(tile.ids) + self.positions(tile.place + self.first)
         if self.types is not None:
             x = x + self.types(jnp.zeros_like(tile.ids))
         return self.norm(x)
 
     def biases(self, tile: TextTile) -> Float[Array, "N L L"] | None:
-        """Return the attention bias for each head, query and key; None for a model without."""
+        """Return the attention bias for each head, query and key of the texts in `tile`.
+
+        None for a model without biases.
+        """
         if self.distances is None:
             return None
         classes = distance_classes(tile.place[None, :] - tile.place[:, None], self.buckets)

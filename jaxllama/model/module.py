@@ -25,9 +25,9 @@ Part = Module | Parameter | list[Any]
 
 
 def parts_of(part: Module | list[Any]) -> Iterator[tuple[str | int, Part]]:
-    """Yield (name or index, child) for every parameter, layer and list in a module or list.
+    """Yield (name or index, child) for each parameter, layer and list in a module or list.
 
-    Only direct children; those of a module are sorted by name.
+    Only direct children of `part`; those of a module are sorted by name.
     """
     named = enumerate(part) if isinstance(part, list) else sorted(vars(part).items())
     for name, value in named:

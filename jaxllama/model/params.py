@@ -74,7 +74,7 @@ def loading_order(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
 
 
 def nest(flat: dict[str, Any]) -> Tree:
-    """Turn dotted paths into a nested tree; list positions become integers."""
+    """Turn a dict with dotted paths into a nested tree; list positions become integers."""
     tree: dict[str | int, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split(".")

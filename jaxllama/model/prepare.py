@@ -121,6 +121,9 @@ class Preparation:
         return [path for path in paths if path in self._abstract]
 
     def _vector(self, axes: tuple[str | None, ...], value: Any) -> Any:
-        """Copy a norm's weight to the devices in float32: it is small and needs the precision."""
+        """Copy a norm's weight to the devices in float32: it is small and needs the precision.
+
+        `axes` are its logical axes, which decide how it is split.
+        """
         where = shard_shape(self._placement.mesh, value.shape, axes)
         return place(np.ascontiguousarray(value, np.float32), where)

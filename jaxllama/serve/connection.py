@@ -41,7 +41,10 @@ class Connection(web.RequestHandler):
         self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Register a new connection and start its timer; close it if there are too many."""
+        """Register a new connection and start its timer; close it if there are too many.
+
+        `transport` is asyncio's object for the socket.
+        """
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""

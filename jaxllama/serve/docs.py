@@ -45,7 +45,10 @@ class Docs(Dialect):
                 self._endpoints[endpoint] = RouteName(name, dialect.name, dialect.error_type)
 
     def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
-        """Return the route `/openapi.json`."""
+        """Return the route `/openapi.json`.
+
+        `models` has no effect here.
+        """
 
         @open_to_all
         async def openapi(request: web.Request) -> web.Response:

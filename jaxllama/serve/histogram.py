@@ -22,7 +22,7 @@ class Histogram:
         self._seconds = 0.0
 
     def observe(self, seconds: float, times: int = 1) -> None:
-        """Count a duration `times` times."""
+        """Count a duration of `seconds` seconds `times` times."""
         self.counts[bisect_left(self.bounds, seconds)] += times
         self._seconds += seconds * times
 

@@ -70,5 +70,8 @@ def gauges_of(service: GenerationService) -> Iterator[tuple[str, str, float, dic
 
 
 def gauge(name: str, words: str, labels: list[str]) -> GaugeMetricFamily:
-    """Return a Prometheus gauge named vllm:NAME without values; `words` is its description."""
+    """Return a Prometheus gauge named vllm:NAME without values.
+
+    `words` is its description, `labels` are the names of its labels.
+    """
     return GaugeMetricFamily(f"vllm:{name}", words, labels=labels)

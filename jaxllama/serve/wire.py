@@ -73,12 +73,15 @@ JSON_LINES = Framing("application/x-ndjson", line_frame)
 
 
 def one_json(value: Any, status: int = 200) -> web.Response:
-    """Make a response with a JSON body."""
+    """Make a response with this status and a JSON body."""
     return web.Response(body=encode(value), status=status, content_type="application/json")
 
 
 def one_body(value: Any, status: int = 200) -> web.Response:
-    """Make a response with a text as it is, or with any other value as JSON."""
+    """Make a response with a text as it is, or with any other value as JSON.
+
+    `status` is the HTTP status.
+    """
     if isinstance(value, str):
         return web.Response(text=value, status=status)
     return one_json(value, status)

@@ -126,7 +126,10 @@ class Answers:
         self._owed = count
 
     def add(self, choices: Sequence[AnswerChoice]) -> None:
-        """Add answers that are about to be queued; the stream will yield their events."""
+        """Add answers that are about to be queued; the stream will yield their events.
+
+        `choices` are the answers.
+        """
         self.choices += choices
         self.running += len(choices)
 
@@ -186,9 +189,10 @@ class Answers:
         self.freed.set()
 
     def _deliver(self, choice: AnswerChoice, events: Sequence[Event]) -> None:
-        """Put events into the client's stream, and record how long the client waited for them.
+        """Put events of the answer `choice` into the client's stream.
 
-        The request fails if too many events are left unread for too long.
+        Also records how long the client waited for them. The request fails if too many events are
+        left unread for too long.
         """
         if self.error is not None or not events:
             return

@@ -51,7 +51,10 @@ class KeptBatches:
         self._bytes = 0
 
     def add(self, number: int, payload: bytes) -> None:
-        """Keep a batch, and drop the oldest ones if there are too many."""
+        """Keep an encoded batch, and drop the oldest ones if there are too many.
+
+        `payload` are its bytes, `number` is its number.
+        """
         self._batches.append((number, payload))
         self._bytes += len(payload)
         while len(self._batches) > self._most or self._bytes > self._most_bytes:

@@ -59,14 +59,17 @@ class Dispatch:
             raise
 
     def push(self, client: str, choices: Sequence[AnswerChoice]) -> None:
-        """Put answers to be generated into the queue, from which the engine thread takes them."""
+        """Put answers to be generated into the queue, from which the engine thread takes them.
+
+        `client` is the name of the client who asked for them.
+        """
         assert self._thread is not None
         for choice in choices:
             receive = partial(self._receive, choice)
             choice.ticket = self._thread.submit(choice.request, choice.tail, receive, client)
 
     def drop(self, choice: AnswerChoice) -> None:
-        """Cancel an answer that waits in the queue or is being generated."""
+        """Cancel an answer, `choice`, that waits in the queue or is being generated."""
         if choice.ticket is None or self._thread is None:
             return
         choice.is_over = not self._thread.cancel(choice.ticket)
@@ -92,7 +95,7 @@ class Dispatch:
     def _receive(self, choice: AnswerChoice, update: Emitted) -> None:
         """Pass events of the engine on to their answer; if it has ended, call `ended`.
 
-        Runs on the event loop.
+        `choice` is the answer, `update` its new events or its error. Runs on the event loop.
         """
         choice.answers.receive(choice, update)
         if choice.is_over:

@@ -122,7 +122,10 @@ def close_engine(models: list[Model]) -> None:
 
 
 async def make_one_token(thread: EngineThread) -> None:
-    """Generate one token to prove that the engine works; raise the error if it does not."""
+    """Generate one token to prove that the engine works; raise the error if it does not.
+
+    `thread` runs the engine.
+    """
     done: asyncio.Future[Finished | JaxLlamaError] = asyncio.get_running_loop().create_future()
 
     def receive(update: Emitted) -> None:

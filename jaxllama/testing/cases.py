@@ -114,6 +114,6 @@ def at(tree: Any, place: int) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Say whether two trees have equal arrays, in the same order."""
+    """Say whether the trees `one` and `other` have equal arrays, in the same order."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)

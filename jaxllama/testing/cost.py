@@ -116,8 +116,8 @@ def full_rows(rng: np.random.Generator, vocab: int) -> Rows:
 def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Rows, count: Any) -> Any:
     """Choose a token for every row `count` times in one loop; each time rows are a token longer.
 
-    `leaves` are the samplers' knob and state arrays, `logits` those of every row, the same each
-    time. Returns the new arrays and the last choice.
+    `bank` has the samplers; `leaves` are their knob and state arrays, `logits` those of every row,
+    the same each time. Returns the new arrays and the last choice.
     """
     chooser = TokenChooser(bank)
 

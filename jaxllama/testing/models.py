@@ -116,7 +116,7 @@ def random_params(config: ModelConfig, seed: int = 0) -> dict[Any, Any]:
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of a nested tree by dotted path."""
+    """Return the arrays of a nested tree by dotted path, which begins with `prefix`."""
     flat: dict[str, np.ndarray] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
@@ -125,7 +125,7 @@ def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, np.ndarray]:
 
 
 def byte_tokenizer_json(vocab_size: int) -> str:
-    """Return the text of a tokenizer.json: all bytes, filled up with made-up tokens."""
+    """Return the text of a tokenizer.json: all bytes, and made-up tokens up to `vocab_size`."""
     tokens = [f"<0x{i:02X}>" for i in range(256)]
     tokens += [f"token{i}" for i in range(256, vocab_size)]
     return json.dumps(

@@ -154,7 +154,8 @@ def softmax(x: Float[np.ndarray, "L T"]) -> Float[np.ndarray, "L T"]:
 def visible(length: int, window: int | None) -> Bool[np.ndarray, "L T"]:
     """Return which positions (columns) each position (row) attends to: itself and earlier ones.
 
-    `window`: how many positions it attends to at most; None: all.
+    `length` is the number of positions. `window`: how many positions it attends to at most; None:
+    all.
     """
     age = np.arange(length)[:, None] - np.arange(length)[None, :]
     return (age >= 0) & (age < (window or length))

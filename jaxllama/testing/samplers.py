@@ -330,7 +330,7 @@ def chi_square(expected: np.ndarray, drawn: np.ndarray) -> float:
 
 
 def close(one: np.ndarray, other: np.ndarray) -> bool:
-    """Say whether two arrays are equal up to rounding."""
+    """Say whether two arrays, `one` and `other`, are equal up to rounding."""
     return np.allclose(one, other, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 

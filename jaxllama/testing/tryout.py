@@ -113,5 +113,8 @@ class Tryout:
 
 
 def survivors(choice: ChosenTokens, row: int = 0) -> list[int]:
-    """Return the tokens that could have been drawn in a row, likeliest first."""
+    """Return the tokens that could have been drawn in a row, likeliest first.
+
+    `choice` is the result of a draw.
+    """
     return choice.sampled_ids[row][choice.sampled_logprobs[row] > -np.inf].tolist()

@@ -116,7 +116,8 @@ def source_of_llama2c(path: Path, size: int) -> TokenizerSource:
 def as_files(source: TokenizerSource) -> dict[str, bytes]:
     """Return the files of a Hugging Face folder that hold this tokenizer: name to content.
 
-    Raise UnsupportedModel if they would give other tokens.
+    `source` is the tokenizer as its checkpoint has it. Raise UnsupportedModel if they would give
+    other tokens.
     """
     if source.files:
         return dict(source.files)

@@ -123,7 +123,10 @@ def with_added(parts: TokenizerParts, added: Mapping[int, AddedText], path: Path
 
 
 def read_added(said: SideFiles) -> dict[int, AddedText]:
-    """Return the tokens that the side files add to the vocabulary, by id."""
+    """Return the tokens that the side files of a folder add to the vocabulary, by id.
+
+    `said` has the contents of these files.
+    """
     control = frozenset(special_texts(said))
     added: dict[Any, AddedText] = {}
     for text, token in said.files[said.ADDED].items():

@@ -165,7 +165,10 @@ def drops_space(decoder: dict[str, Any]) -> bool:
 
 
 def state_of(part: Any) -> dict[str, Any]:
-    """Return a component of the library's tokenizer as tokenizer.json has it; {} for None."""
+    """Return a component of the library's tokenizer, `part`, as tokenizer.json has it.
+
+    {} for None.
+    """
     return {} if part is None else json.loads(part.__getstate__())
 
 

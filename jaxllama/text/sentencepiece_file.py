@@ -105,7 +105,7 @@ def check_supported(whole: ProtobufMessage, trainer: ProtobufMessage, algorithm:
 
 
 def read_pieces(whole: ProtobufMessage) -> tuple[list[str], list[float], bytes]:
-    """Return the texts, the scores and the kinds of all pieces, each by id."""
+    """Return the texts, scores and kinds of all pieces in the message `whole`, each by id."""
     texts: list[str] = []
     scores: list[float] = []
     kinds = bytearray()

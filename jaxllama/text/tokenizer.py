@@ -226,7 +226,7 @@ class TokenizerParts:
 def run(encoder: tokenizers.Tokenizer, text: str) -> list[int]:
     """Return the token ids of a text, without special tokens around it.
 
-    Raise BadTokenizer if the tokenizers library fails.
+    `encoder` is the tokenizers library's object. Raise BadTokenizer if it fails.
     """
     with library_errors("text cannot be encoded"):
         # the batch call computes no offsets and lets other threads run

@@ -167,7 +167,10 @@ def fill(
 
 
 def check_tensors(abstract: Mapping[str, Leaf], checkpoint: Checkpoint) -> None:
-    """Raise one BadTensors that lists every missing, surplus and misshapen tensor."""
+    """Raise one BadTensors that lists every missing, surplus and misshapen tensor.
+
+    `abstract` has the expected shapes by parameter path.
+    """
     table, shapes = checkpoint.table, checkpoint.shapes
     problems = [f"{path} has no place in this format" for path in abstract if path not in table]
     expected = stored_shapes(table, abstract)

@@ -72,12 +72,18 @@ class BinaryFile:
 
 
 def open_without_waiting(path: str, flags: int) -> int:
-    """Open a file and return its descriptor; do not wait for a writer if it has become a FIFO."""
+    """Open a file and return its descriptor; do not wait for a writer if it has become a FIFO.
+
+    `flags` are those of `os.open`.
+    """
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def stamp(status: os.stat_result) -> tuple[int, int]:
-    """Return size and modification time; one of them changes when a process writes to the file."""
+    """Return size and modification time, of which a process that writes changes one.
+
+    `status` is the file's status.
+    """
     return status.st_size, status.st_mtime_ns
 
 

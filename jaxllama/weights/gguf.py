@@ -77,7 +77,10 @@ def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
 
 
 def paired_rules(head_dim: int) -> dict[str, Rule]:
-    """Return the rules for queries and keys in files that keep rotated pairs side by side."""
+    """Return the rules for queries and keys in files that keep rotated pairs side by side.
+
+    `head_dim` is the size of a head.
+    """
     unpair = UnpairRope(head_dim)
     changed = {}
     for letter in "qk":

@@ -276,7 +276,7 @@ def look_up(
 ) -> Int8[np.ndarray, "O B C 32"]:
     """Return, for each of 32 four-bit codes in sixteen bytes, the number in `table`.
 
-    Byte j holds code j in its low and code j + 16 in its high nibble.
+    `stored` holds the bytes. Byte j holds code j in its low and code j + 16 in its high nibble.
     """
     return np.concatenate([table[stored & 15], table[stored >> 4]], axis=-1)
 

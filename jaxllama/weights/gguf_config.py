@@ -160,7 +160,7 @@ def read_scales(
 def head_count(fields: CheckedFields, key: str, default: int = REQUIRED) -> int:
     """Return the head count in field `key`: a number, or an array with one number for each layer.
 
-    Raise UnsupportedModel if these numbers differ.
+    `default` is used if the field is absent. Raise UnsupportedModel if these numbers differ.
     """
     value = fields.values.get(key)
     if not isinstance(value, list):

@@ -54,7 +54,7 @@ class HubModel:
         return target.is_dir()
 
     def check(self, target: Path) -> None:
-        """Open the model, which checks every header; raise CheckpointError if one is damaged."""
+        """Check every header of the model at `target`; raise CheckpointError if one is damaged."""
         open_checkpoint(self.model(target)).close()
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
@@ -96,7 +96,7 @@ class HubModel:
             progress(words, 0, 0)
 
     def model(self, target: Path) -> Path:
-        """Return the path to open: the folder, or its only GGUF model."""
+        """Return the path to open: the folder `target`, or the only GGUF model in it."""
         files = first_parts(target)
         return files[0] if len(files) == 1 else target
 
@@ -146,11 +146,11 @@ class HubEncoder(HubModel):
     """A repository with an encoder, in the form of sentence-transformers."""
 
     def check(self, target: Path) -> None:
-        """Open the folder, which checks every header; raise CheckpointError if one is damaged."""
+        """Check every header in the folder `target`; raise CheckpointError if one is damaged."""
         SentenceFolder.open(target).close()
 
     def model(self, target: Path) -> Path:
-        """Return the path of the encoder's folder, which is `target` itself."""
+        """Return the path of the encoder's folder in the store, which is `target` itself."""
         return target
 
     def choose(self, files: Sequence[str]) -> list[str]:
@@ -185,7 +185,10 @@ def hub_encoder(model: str) -> HubEncoder:
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Convert errors of the hub's library, or its absence, to DownloadFailed."""
+    """Convert errors of the hub's library, or its absence, to DownloadFailed.
+
+    The error names the repository `repo`.
+    """
     try:
         yield
     except DownloadFailed:

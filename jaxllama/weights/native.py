@@ -183,7 +183,7 @@ class NativeCheckpoint(Checkpoint):
         return self._manifest.provenance
 
     def expect(self, paths: Sequence[str]) -> None:
-        """Plan to read these weights in advance, in this order.
+        """Plan to read the weights with these paths in advance, in this order.
 
         `_read_ahead` limits how many are in memory.
         """

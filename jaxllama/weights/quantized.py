@@ -205,7 +205,7 @@ class QuantizedMatrix:
         return np.arange(inward) // self._group_size()
 
     def _check_g_idx(self, found: Int[np.ndarray, " I"]) -> None:
-        """Raise BadTensors unless every input is in a group that exists.
+        """Raise BadTensors unless the group number of every input, in `found`, exists.
 
         A group is the inputs that share a scale.
         """
@@ -422,12 +422,12 @@ def sorted_groups(
 
 
 def octets(words: Int[np.ndarray, "I W"]) -> UInt8[np.ndarray, "I W 4"]:
-    """Return the four bytes of each 32-bit integer, the lowest byte first."""
+    """Return the four bytes of each 32-bit integer in `words`, the lowest byte first."""
     return np.ascontiguousarray(words, "<i4").view(np.uint8).reshape(*words.shape, 4)
 
 
 def awq_outputs(words: Int[np.ndarray, "I W"]) -> UInt8[np.ndarray, "I O"]:
-    """Unpack AWQ's integers: return the eight codes of each, in the order of the outputs."""
+    """Unpack AWQ's integers in `words`: return the eight codes of each, in the order of outputs."""
     split = octets(words)
     nibbles = np.stack([split & 15, split >> 4], axis=-1).reshape(*words.shape, 8)
     return nibbles[..., AWQ_PLACES].reshape(len(words), -1)

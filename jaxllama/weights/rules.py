@@ -69,7 +69,7 @@ class Concatenate(Join):
     axis: int = 0
 
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Concatenate the tensors of all shards along the axis."""
+        """Concatenate the tensors of all shards, `parts`, along the axis."""
         return concatenate(parts, self.axis)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
@@ -111,7 +111,7 @@ class Stack(Join):
     """Tensors of equal shape along a new first axis: the experts of a layer."""
 
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Stack the tensors along a new first axis."""
+        """Stack the tensors `parts` along a new first axis."""
         return stack(parts)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
@@ -138,7 +138,7 @@ class Copies(Join):
     """Equal tensors, of which the first is read: norms that every shard repeats."""
 
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Return the first tensor; the others are copies of it."""
+        """Return the first tensor of `parts`; the others are copies of it."""
         return parts[0]
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:

@@ -40,7 +40,10 @@ class ModelSource(Protocol):
         """Say whether the store has the model at `target`, without reading it."""
 
     def check(self, target: Path) -> None:
-        """Raise CheckpointError if the model in the store is damaged; may read all of it."""
+        """Raise CheckpointError if the model at `target`, in the store, is damaged.
+
+        May read all of it.
+        """
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
         """Download the model to `target`, complete and checked or not at all.
@@ -70,15 +73,18 @@ class WebModel:
         return target.is_file()
 
     def check(self, target: Path) -> None:
-        """Open the file, which checks its header; raise CheckpointError if it is damaged."""
+        """Check the header of the file `target`; raise CheckpointError if it is damaged."""
         open_checkpoint(target).close()
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download the file, resuming where the last attempt stopped."""
+        """Download the file to `target`, resuming where the last attempt stopped.
+
+        `progress`, if not None, is called with what was received.
+        """
         fetch(self.url, target, check=self.check, progress=progress)
 
     def model(self, target: Path) -> Path:
-        """Return the path of the file itself."""
+        """Return the path of the file itself, which is `target`."""
         return target
 
 
@@ -218,7 +224,7 @@ def checkout_folder() -> Path | None:
 
 
 def remove(target: Path) -> None:
-    """Delete a file or folder; do nothing if there is none."""
+    """Delete the file or folder `target`; do nothing if there is none."""
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
     else:

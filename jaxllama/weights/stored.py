@@ -91,7 +91,7 @@ def between_groups(inputs: slice, packed: Packed) -> slice:
 def concatenate(parts: Sequence[Stored], axis: int) -> Stored:
     """Join tensors along the axis `axis`, counted as in the file.
 
-    Matrices that are packed in different ways become dense float32.
+    `parts` are the tensors. Matrices that are packed in different ways become dense float32.
     """
     if len(parts) == 1:
         return parts[0]
@@ -142,8 +142,8 @@ def merged(
 ) -> Packed:
     """Return one Packed matrix made of several of the same form.
 
-    `join` makes one array from a list of them and is applied to codes, scales and minima. `order`
-    is the order of inputs of the result; None if they are not sorted.
+    `parts` are these matrices. `join` makes one array from a list of them and is applied to codes,
+    scales and minima. `order` is the order of inputs of the result; None if they are not sorted.
     """
     minima = [each.minima for each in parts if each.minima is not None]
     return dataclasses.replace(

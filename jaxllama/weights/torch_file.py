@@ -68,16 +68,16 @@ class ZippedParts(TorchParts):
             raise
 
     def size(self, part: str) -> int | None:
-        """Return the size of an entry when unpacked."""
+        """Return the size of the entry `part` when it is unpacked."""
         entry = self._archive.entries.get(self._root + part)
         return None if entry is None else entry.size
 
     def read(self, part: str, start: int, count: int) -> UInt8[np.ndarray, " B"]:
-        """Read `count` bytes of an unpacked entry, from its byte `start` on."""
+        """Read `count` bytes of the unpacked entry `part`, from its byte `start` on."""
         return self._archive.read(self._root + part, start, count)
 
     def is_compressed(self, part: str) -> bool:
-        """Say whether an entry is compressed."""
+        """Say whether the entry `part` is compressed."""
         return self._archive.entries[self._root + part].method != STORED
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class UnpackedParts(TorchParts):
         self._folder = folder
 
     def size(self, part: str) -> int | None:
-        """Return the size of a file."""
+        """Return the size of the file `part`."""
         if not (self._folder / part).exists():
             return None
         file = BinaryFile(self._folder / part)
@@ -111,7 +111,7 @@ class UnpackedParts(TorchParts):
         return file.size
 
     def read(self, part: str, start: int, count: int) -> UInt8[np.ndarray, " B"]:
-        """Read `count` bytes of a file, from its byte `start` on."""
+        """Read `count` bytes of the file `part`, from its byte `start` on."""
         file = BinaryFile(self._folder / part)
         try:
             return file.read(start, count)

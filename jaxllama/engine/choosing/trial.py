@@ -147,7 +147,7 @@ def hint_for(made: Any, expected: Any, row: Sampler) -> str:
 
 
 def name_returned(made: Any) -> str:
-    """Name a returned value for an error message: None, or its type."""
+    """Name a returned value, `made`, for an error message: None, or its type."""
     return "None" if made is None else f"a {type(made).__name__}"
 
 

@@ -99,7 +99,10 @@ def load() -> Loaded:
 
 
 def declare(found: ctypes.CDLL) -> None:
-    """Set argument and result types of the library's C functions, as ctypes needs them."""
+    """Set argument and result types of the C functions in the library, as ctypes needs them.
+
+    `found` is the loaded library.
+    """
     found.jaxllama_isa.restype = ctypes.c_char_p
     found.jaxllama_complaint.restype = ctypes.c_char_p
     found.jaxllama_set_isa.argtypes = [ctypes.c_char_p]
@@ -113,7 +116,7 @@ def declare(found: ctypes.CDLL) -> None:
 
 
 def register(found: ctypes.CDLL) -> None:
-    """Register every kernel of the library with XLA under its own name."""
+    """Register every kernel of the loaded library, `found`, with XLA under its own name."""
     name, handler = ctypes.c_char_p(), ctypes.c_void_p()
     place = found.jaxllama_next_target(None, ctypes.byref(name), ctypes.byref(handler))
     while place is not None:

@@ -191,7 +191,7 @@ def least_group(bits: int) -> int:
 
 
 def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
-    """Say whether every minimum is -8 times its scale.
+    """Say whether every minimum in `minima` is -8 times its scale.
 
     Checks the first output alone first, to stop early.
     """
@@ -237,7 +237,7 @@ def unify_inputs(sources: list[TilingInput]) -> list[TilingInput]:
 
 
 def with_minima(source: TilingInput) -> TilingInput:
-    """Return the same matrix with explicit minima, so that the code 0 means the minimum."""
+    """Return the matrix `source` with explicit minima, so that the code 0 means the minimum."""
     if source.minima is not None:
         return source
     minima = source.scales.astype(np.float32) * -source.zero
@@ -308,7 +308,7 @@ def empty_codes(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def scales_and_minima(source: TilingInput) -> list[np.ndarray]:
-    """Return a list of the scales and, if the matrix has minima, the minima."""
+    """Return a list of the scales of the matrix `source` and, if it has minima, the minima."""
     return [source.scales] if source.minima is None else [source.scales, source.minima]
 
 

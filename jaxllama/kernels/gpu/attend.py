@@ -189,7 +189,7 @@ def rotate_halves(halves: tuple[Array, Array], angles: tuple[Array, Array]) -> t
 
 
 def dot_type(stored: Any) -> Any:
-    """Return the dtype of the query-key product: the cache's, or bfloat16 for an int8 cache."""
+    """Return the dtype of the query-key product: the cache's (`stored`), or bfloat16 for int8."""
     return jnp.bfloat16 if stored == jnp.int8 else stored
 
 

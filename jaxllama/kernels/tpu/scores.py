@@ -69,7 +69,10 @@ class RunningSoftmax(NamedTuple):
         return weights
 
     def add(self, mixed: Array) -> None:
-        """Add the sum of a block's values, multiplied by the weights that `weigh` returned."""
+        """Add the sum of a block's values, multiplied by the weights that `weigh` returned.
+
+        `mixed` is this sum.
+        """
         self.mixed[...] = self.mixed[...] + mixed
 
     @property

@@ -92,7 +92,10 @@ class Page(Dialect):
         return {"error": {"message": str(error), "code": error.code}}
 
     def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
-        """Read the files, make the pages, and return the routes that serve both."""
+        """Read the files, make the pages, and return the routes that serve both.
+
+        `models` has no effect: pages need no model.
+        """
         del models
         folder = files(__name__)
         assets = dict(read_assets(folder))
@@ -152,5 +155,5 @@ def read_assets(folder: Traversable, place: str = "") -> list[tuple[str, Asset]]
 
 
 def make_asset(body: bytes, content_type: str) -> Asset:
-    """Return a file for the browser, with the hash of its content."""
+    """Return a file of this content type for the browser, with the hash of its content."""
     return Asset(body, content_type, hashlib.sha256(body).hexdigest()[:32])

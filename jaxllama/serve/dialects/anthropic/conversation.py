@@ -85,7 +85,7 @@ def result_of(block: ToolResultBlock, where: str) -> Json:
 
 
 def text_of(content: str | Sequence[MessageBlock], where: str) -> str:
-    """Return a text, or the texts of blocks joined by empty lines.
+    """Return the text of a content: itself, or the texts of its blocks joined by empty lines.
 
     `where` is the path in the body, for errors. Raises InvalidParameter for an image.
     """

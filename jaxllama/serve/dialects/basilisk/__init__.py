@@ -33,7 +33,7 @@ class BasiliskDialect(Dialect):
     error_type = BasiliskError
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Read the operator's config.json, if there is one, and make the handlers."""
+        """Read the operator's config.json, if `options` name one, and make the handlers."""
         super().__init__(options)
         defaults = read_defaults(self.options)
         self.endpoints = {

@@ -30,7 +30,10 @@ class ExLlamaDialect(Dialect):
     error_type = SessionResult
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers; the folder of sessions is made when the first one is saved."""
+        """Make the handlers; the folder of sessions is made when the first one is saved.
+
+        `options` are those that the operator set, with the path of the folder.
+        """
         super().__init__(options)
         shelves = SessionShelves(Path(self.options.sessions).expanduser())
         self.endpoints = {

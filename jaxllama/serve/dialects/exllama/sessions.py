@@ -75,7 +75,10 @@ class ExLlamaSession(msgspec.Struct, kw_only=True):
     style: RoomStyle = "chat"
 
     def find(self, uuid: str) -> SessionBlock:
-        """Return the message, or the fixed prompt, with this id; raise InvalidParameter if none."""
+        """Return the message, or the fixed prompt, with this uuid.
+
+        Raises InvalidParameter if there is none.
+        """
         for block in (self.fixed_prompt, *self.history):
             if block.uuid == uuid:
                 return block

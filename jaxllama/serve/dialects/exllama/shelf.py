@@ -88,7 +88,7 @@ class SessionShelf:
         return self._keep(name, ExLlamaSession())
 
     async def rename(self, session: OpenSession, new: str) -> None:
-        """Give a session another name, which must not be taken."""
+        """Give a session the name `new`, which must not be taken."""
         old, new = session.name, safe_name(new)
         await asyncio.to_thread(self._store.rename, old, new, session.session)
         self._open.pop(old, None)

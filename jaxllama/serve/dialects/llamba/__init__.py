@@ -37,7 +37,7 @@ class Llamba(Dialect):
     error_type = str
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers, which use the chosen sampler."""
+        """Make the handlers, which use the sampler that the operator's options name."""
         super().__init__(options)
         answering = LlambaAnswering(self.options.sampler)
         self.endpoints = {

@@ -75,7 +75,10 @@ class Native(Dialect):
     name = "native"
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers of all routes; one store keeps the recordings of explanations."""
+        """Make the handlers of all routes; one store keeps the recordings of explanations.
+
+        `options` are those of the operator; there are none for these routes.
+        """
         super().__init__(options)
         self.endpoints = {**ENDPOINTS, **ExplainRoutes().endpoints}
 

@@ -166,7 +166,7 @@ async def labelled(
 
 
 def likeliest(found: Sequence[Labelled]) -> str:
-    """Return the label with the highest probability."""
+    """Return the label with the highest probability in `found`."""
     return max(found, key=lambda one: one.probability).label
 
 

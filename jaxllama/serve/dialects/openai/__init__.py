@@ -63,7 +63,7 @@ class OpenAI(Dialect):
     prefixes = ("/v1",)
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers of all endpoints."""
+        """Make the handlers of all endpoints, with the operator's options."""
         super().__init__(options)
         self._responses = ResponseStore(self.options.responses_mib * MIB)
         self.endpoints = {

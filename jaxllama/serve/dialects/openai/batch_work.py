@@ -262,7 +262,7 @@ class BatchWork:
         self._store.save(kept)
 
     def _problems(self, batch: RequestBatch) -> tuple[int, list[LineProblem]]:
-        """Return the number of lines in the input file, and the errors in them."""
+        """Return the number of lines in the batch's input file, and the errors in them."""
         found: list[LineProblem] = []
         seen: set[str] = set()
         number = 0
@@ -288,7 +288,7 @@ class BatchWork:
         return number, found
 
     def _lines(self, batch: RequestBatch) -> Iterator[bytes]:
-        """Yield the lines of the input file that are not empty."""
+        """Yield the lines of the batch's input file that are not empty."""
         with self._files.content(batch.input_file_id).open("rb") as lines:
             for line in lines:
                 if line.strip():

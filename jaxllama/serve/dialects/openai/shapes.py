@@ -135,7 +135,10 @@ def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
 
 
 def drafts_of(usages: Sequence[Usage | None]) -> CompletionDetails | UnsetType:
-    """Sum the accepted and rejected draft tokens of all answers; UNSET if none was drafted."""
+    """Sum the accepted and rejected draft tokens of all answers; UNSET if none was drafted.
+
+    `usages` are the token counts of the answers, None for one that has not ended.
+    """
     drafted = sum(one.drafted for one in usages if one is not None)
     accepted = sum(one.accepted for one in usages if one is not None)
     if not drafted:

@@ -30,7 +30,7 @@ class Rama(Dialect):
     error_type = str
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers, with the operator's sampling."""
+        """Make the handlers, with the sampling in the operator's options."""
         super().__init__(options)
         knobs = {"temperature": self.options.temperature, "top_p": self.options.topp}
         generating = RamaGenerating(knobs, self.options.step)

@@ -167,7 +167,10 @@ async def lines_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) -> 
 
 
 def chance_of(logprobs: TokenLogprobs | None) -> float:
-    """Return the probability with which a token was drawn, after the samplers; 0 if unknown."""
+    """Return the probability with which a token was drawn, after the samplers; 0 if unknown.
+
+    `logprobs` are the token's log-probabilities.
+    """
     return 0.0 if logprobs is None else min(1.0, math.exp(logprobs.sampled))
 
 
