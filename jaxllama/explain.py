@@ -90,14 +90,14 @@ def replay_in_server(
     only: int | None = None,
     top: int = 0,
 ) -> Iterator[Position | None]:
-    """Draw recorded tokens again as `replay` does, one position per iteration.
+    """Draw recorded tokens again from their logits, one position per iteration.
 
-    Raises for invalid changes at once. `only`: index of the only position to yield, with None for
-    earlier ones that had to be replayed for the state of a sampler; None: all are yielded. `top`:
-    how many of the likeliest tokens are listed after each sampler. A replay compiles its operations
-    one by one: some 250 MiB for a list of samplers. They are kept for up to MOST_SAMPLERS of the
-    latest samplers, so clients cannot fill the memory with different lists, and a client that tries
-    out a few samplers does not wait for each change.
+    `changes` are knobs in place of the recorded ones; wrong ones raise at once. `only`: index of
+    the only position to yield, with None for earlier ones that had to be replayed for the state of
+    a sampler; None: all are yielded. `top`: how many of the likeliest tokens are listed after each
+    sampler. A replay compiles its operations one by one: some 250 MiB for a list of samplers. They
+    are kept for up to MOST_SAMPLERS of the latest samplers, so clients cannot fill the memory with
+    different lists, and a client that tries out a few samplers does not wait for each change.
     """
     found = Replay(with_changes(recording, changes), samplers, changes)
     LATEST.note(found.names, recording.logits.shape[-1])

@@ -99,7 +99,7 @@ class KnobSpec:
 
     @property
     def kind(self) -> type:
-        """Return the type of the knob's numbers, `int`, `float` or `bool`, by the value `off`."""
+        """Return the type of the parameter's numbers, `int`, `float` or `bool`: that of `off`."""
         return type(self.off)
 
 

@@ -86,8 +86,8 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
 def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
     """Return how an array of a shape is divided over the devices of the mesh.
 
-    `axes` has a name for each dimension, as in `sharding`. A dimension that does not divide evenly
-    is not split.
+    `axes` has a name for each dimension, which RULES maps to an axis of the mesh; None: not split.
+    A dimension that does not divide evenly is not split.
     """
     kept = [
         axis if size % mesh.shape.get(RULES[axis] or "", 1) == 0 else None
@@ -138,7 +138,7 @@ def add_up(x: Array, axis: str) -> Array:
 def constrain(x: Array, *axes: str | None) -> Array:
     """Return `x` with an instruction to XLA to divide it over the mesh; unchanged without a mesh.
 
-    `axes` has a name for each dimension, as in `sharding`.
+    `axes` has a name for each dimension, which RULES maps to an axis of the mesh; None: not split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:

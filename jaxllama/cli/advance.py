@@ -33,7 +33,7 @@ class Advance:
     def words(self, done: int) -> str:
         """Return the count, the rate and the time left as text.
 
-        `done` includes the items that were done before the run began; the rate does not.
+        `done` includes the items that were done before the run began; the rate leaves them out.
         """
         count = f"{done} of {self.total} {self.what}"
         now, seconds = done - self.already, self.clock() - self.started

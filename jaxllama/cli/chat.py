@@ -249,7 +249,10 @@ class Session:
         return self.loaded.llm
 
     def vocabulary(self) -> CompletionWords:
-        """Return the words that the Tab key completes: commands, knobs and their values, models."""
+        """Return the words that the Tab key completes.
+
+        These are commands, request parameters with their values, and names of models.
+        """
         values: dict[str, Iterable[str]] = {
             **{name: named_values(each.kind) for name, each in LIMITS.items()},
             **{name: named_values(each.kind) for name, each in self.options.specs.items()},
@@ -455,7 +458,10 @@ COMMANDS: dict[str, Callable[[Session, str], None]] = {
 
 
 def named_values(kind: type) -> tuple[str, ...]:
-    """Return the words that a knob of this type accepts: true and false for bool, else none."""
+    """Return the words that a knob (request parameter) of this type accepts.
+
+    They are true and false for bool; other types have none.
+    """
     return ("true", "false") if kind is bool else ()
 
 

@@ -37,7 +37,10 @@ class TokenColours:
         self.whose = whose
 
     def knobs(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a copy of the knobs that asks for log-probabilities if the colours need them."""
+        """Return the knobs (request parameters), with log-probabilities requested if needed.
+
+        The result is a copy; colours need log-probabilities.
+        """
         return dict(knobs) if self.whose is None else {"logprobs": 0, **knobs}
 
     def check(self) -> None:

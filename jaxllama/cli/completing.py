@@ -24,7 +24,10 @@ class CompletionWords:
     models: Sequence[str]
 
     def completions(self, line: str) -> list[str]:
-        """Return completions of a chat command or of its argument: knob, value, model or file."""
+        """Return completions of a chat command or of its argument.
+
+        Arguments are knobs (request parameters), their values, models and files.
+        """
         name, space, argument = line.partition(" ")
         if not space:
             return (

@@ -103,7 +103,10 @@ class Conversation:
         return asked
 
     def stream(self, llm: "LLM", knobs: Mapping[str, Any]) -> "AnswerStream":
-        """Start generating the assistant's next message with these knobs; return its stream."""
+        """Start generating the assistant's next message; return its stream.
+
+        `knobs` are the parameters of the request.
+        """
         if self.plain_text is not None:
             return llm.stream(self.plain_text.render(self.messages), **knobs)
         return llm.chat_stream(self.messages, context_overflow=self.overflow, **knobs)

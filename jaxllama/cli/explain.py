@@ -120,7 +120,7 @@ def parse(text: str) -> dict[str, object]:
 def number(text: str) -> object:
     """Convert text to a number or to true or false; return any other text unchanged.
 
-    The check of the knob's type refuses such text later.
+    Such text is refused later, where it is no value for the request's parameter.
     """
     for kind in (int, float):
         try:

@@ -83,7 +83,10 @@ class GenerationCommand(ModelCommand):
         return [*super().get_params(ctx), *self.knob_options]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Move the knobs into the mapping `knobs`; raise for bad ones before loading a model."""
+        """Move the knobs (request parameters) into the mapping `knobs`.
+
+        Raises for wrong ones before a model is loaded.
+        """
         knobs = gather(ctx.params, CORE) | gather(ctx.params, KNOB)
         adapters = adapters_by_name(ctx.params.get(f"{LOAD}lora") or ())
         if len(adapters) == 1:
@@ -148,7 +151,10 @@ def adapters_by_name(given: Sequence[str]) -> dict[str, str]:
 
 
 def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> None:
-    """Raise InvalidParameter for an unknown knob or a value outside its bounds."""
+    """Raise InvalidParameter for an unknown request parameter or a value outside its bounds.
+
+    `knobs` are the values by name, `specs` the parameters of the samplers.
+    """
     for name, value in knobs.items():
         if name in LIMITS:
             check(name, value)
@@ -497,7 +503,7 @@ def option_name(name: str, taken: set[str]) -> str:
 
 
 def help_text(words: str, low: float | None, high: float | None, default: object) -> str:
-    """Return the help text of a knob: its purpose (`words`), bounds and default.
+    """Return the help text of a request parameter: its purpose (`words`), bounds and default.
 
     `low` and `high` are the bounds, None: no bound; `default` None: no default to show.
     """
@@ -509,10 +515,10 @@ def help_text(words: str, low: float | None, high: float | None, default: object
 
 
 def bounds(low: float | None, high: float | None) -> str:
-    """Return in words which numbers a knob accepts, such as "0 to 1"; None: no bound.
+    """Return in words which numbers a request parameter accepts, such as "0 to 1".
 
-    `low` and `high` are the bounds. An upper bound that only keeps numbers within 32 bits is left
-    out.
+    `low` and `high` are the bounds, None: no bound. An upper bound that only keeps numbers within
+    32 bits is left out.
     """
     if high is None or high >= HUGE:
         return f"at least {low}"

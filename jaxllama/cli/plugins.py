@@ -75,7 +75,7 @@ def describe_sampler(kind: type[Sampler]) -> dict[str, Any]:
 
 
 def describe_knob(spec: KnobSpec) -> dict[str, Any]:
-    """Return a knob as a JSON object."""
+    """Return a knob, a parameter of a sampler, as a JSON object."""
     found = {**vars(spec), "type": spec.kind.__name__}
     if spec.text is not None:
         text = {"longest": spec.text.longest, "examples": spec.text.examples}
@@ -94,7 +94,10 @@ def summary(kind: type) -> str:
 
 
 def accepts(knob: Mapping[str, Any]) -> str:
-    """Return in words the values that a knob accepts; `knob` comes from `describe_knob`."""
+    """Return in words the values that a sampler's parameter accepts.
+
+    `knob` describes it, as `describe_knob` returns it.
+    """
     if knob["text"]:
         return f"text; at most {knob['text']['longest']} characters"
     if knob["phrases"]:

@@ -168,7 +168,10 @@ def note(line: str) -> None:
 
 
 def noting() -> Callable[[str], None]:
-    """Return a function that prints a line as `note` does, and that any thread may call."""
+    """Return a function that prints a line on standard error, and that any thread may call.
+
+    It prints nothing if the command is quiet.
+    """
     if is_quiet():
         return lambda _: None
     return lambda line: click.secho(line, err=True, dim=True)

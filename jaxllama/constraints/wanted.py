@@ -37,7 +37,7 @@ class AnswerGrammar:
 
 
 def read_form(fields: Mapping[str, Any]) -> AnswerGrammar | None:
-    """Return the form that a request's fields set for the answer, as a grammar; None without.
+    """Return the form that a request's fields set for the answer, as a grammar; None if none.
 
     Raises InvalidParameter if the form is malformed, or if several fields set one.
     """

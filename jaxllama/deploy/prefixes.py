@@ -75,7 +75,10 @@ class PrefixMap:
             self._seen.popitem(last=False)
 
     def matched(self, blocks: Sequence[int]) -> dict[str, int]:
-        """Return how many of the first blocks each replica has seen, for those with any."""
+        """Return how many leading blocks of a prompt each replica has seen.
+
+        `blocks` are the prompt's; replicas that saw none of them are left out.
+        """
         found: dict[str, int] = {}
         for count, block in enumerate(blocks, 1):
             holders = self._seen.get(block)

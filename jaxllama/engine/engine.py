@@ -238,8 +238,9 @@ class Engine:
     def _admit_waiting(self) -> None:
         """Give free slots to waiting requests, oldest first.
 
-        A request that needs two slots is not overtaken by later ones; one whose decode program is
-        still being compiled is. A request that may have caused a fault runs alone.
+        A request that needs two slots is not overtaken by later ones; a request whose decode
+        program is still being compiled is overtaken. A request that may have caused a fault runs
+        alone.
         """
         suspects = self.recovery.suspects
         while suspects.alone is None:

@@ -206,8 +206,8 @@ class Programs:
     def warm_up(self, progress: Progress | None = None) -> None:
         """Compile or load all programs; afterwards no program is traced any more.
 
-        Calls `progress` as `prepare` does. `decode_lean` is left out unless the kernels prefer it,
-        because nothing calls it any more.
+        Calls `progress` with "programs", and with "compiling NAME" before a program is compiled.
+        `decode_lean` is left out unless the kernels prefer it, because nothing calls it any more.
         """
         self._serves_lean = self.body.prefers_lean
         self.report = progress or self.report

@@ -101,8 +101,8 @@ class PromptFiles:
     def write(self, store: PromptStore) -> None:
         """Write the blocks of a store to files, and delete all other files of this key.
 
-        Folders of other keys are deleted, the oldest first, until all files together take no more
-        than the store may hold.
+        The key stands for the model and its settings. Folders of other keys are deleted, the oldest
+        first, until all files together take no more than the store may hold.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -54,7 +54,7 @@ class StoredBlock:
         self.children: dict[bytes, StoredBlock] = {}
 
     def having(self, tokens: bytes) -> "StoredBlock | None":
-        """Return the child whose tokens begin with `tokens` (int32 as bytes); None without one."""
+        """Return the child whose tokens begin with `tokens` (int32 as bytes); None if none does."""
         whole = self.children.get(tokens)
         if whole is not None or len(tokens) == STORED_BYTES:
             return whole

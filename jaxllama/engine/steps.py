@@ -186,7 +186,8 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """Decode when some row has an adapter; other rows get the same bits as from `decode`.
 
-        `steps` and `allowed` are as in `decode`; `adapters` are the device arrays of all adapters.
+        Draws up to `steps` tokens for each row; `allowed` has a bit per token for each row;
+        `adapters` are the device arrays of all adapters.
         """
         return self._decode(self._whole, params, state, steps, allowed, adapters)
 
@@ -195,9 +196,9 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """Decode with the common samplers alone: the same bits in rows that use no others.
 
-        `steps` and `allowed` are as in `decode`. With kernels that prefer this program, no row may
-        have guidance or log-probabilities. Drafts nothing: the first program of a fresh
-        installation has to compile fast.
+        Draws up to `steps` tokens for each row; `allowed` has a bit per token for each row. With
+        kernels that prefer this program, no row may have guidance or log-probabilities. Drafts
+        nothing: the first program of a fresh installation has to compile fast.
         """
         return self._decode(self._lean, params, state, steps, allowed, places=1)
 

@@ -142,7 +142,7 @@ class AdapterGroup(Protocol):
     def delta(
         self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
     ) -> Float[Array, "L O"]:
-        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
+        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 without adapter.
 
         `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
         outputs of the group's weights, which all multiply x, lie side by side.

@@ -96,9 +96,9 @@ class SpreadLlama:
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute several short runs of tokens in one slot, one after the other.
 
-        `places` holds the first cache column and the real length of each run; `Llama.branches` says
-        more. Every device computes them; only the device that has the slot stores keys and values.
-        `adapters` None: the model alone.
+        `tokens` holds the runs, all of one size; `places` the first cache column and the real
+        length of each. Every device computes them; only the device that has the slot stores keys
+        and values. `adapters` None: the model alone.
         """
         given = (WHOLE, CACHE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.branches, given, (WHOLE, CACHE))(

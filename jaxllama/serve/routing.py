@@ -170,7 +170,10 @@ class SharedHandler:
         self._marked, self._usual = marked, usual
 
     def meant(self, names: Collection[str]) -> OwnedRoute:
-        """Return the route whose marking field is among the names, or the usual one."""
+        """Return the route for a body with these field names: the one whose marking field is there.
+
+        Without such a field, the usual route.
+        """
         return next((own for mark, own in self._marked.items() if mark in names), self._usual)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:

@@ -136,7 +136,7 @@ class Answers:
     def retire(self) -> None:
         """Forget the answers that have ended; keep only their token counts.
 
-        Otherwise a request of many rounds would need more and more memory.
+        Otherwise a search, which requests answers many times, would need more and more memory.
         """
         for choice in self.choices:
             if choice.is_over and choice.usage is not None:

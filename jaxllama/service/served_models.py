@@ -314,7 +314,7 @@ class ServedModels:
     async def load(self, name: str, *, waits: bool = True) -> ServedModel:
         """Load a model and return it; with `waits` False return at once, while it loads.
 
-        Raises the same errors as `lease`.
+        Raises UnknownModel, ModelFailed or NotReady, as `lease` does.
         """
         self._need_several()
         if waits:

@@ -47,7 +47,7 @@ def cases_of(specs: Mapping[str, KnobSpec]) -> Iterator[Case]:
 def settings_of(specs: Mapping[str, KnobSpec]) -> Iterator[Setting]:
     """Yield settings of all knobs: all low, all middle, all high, then random mixtures.
 
-    `specs` are the knobs by name.
+    Knobs are a sampler's parameters; `specs` are their declarations by name.
     """
     rng = np.random.default_rng(0)
     choices = {name: values_of(spec) for name, spec in specs.items()}
@@ -58,14 +58,17 @@ def settings_of(specs: Mapping[str, KnobSpec]) -> Iterator[Setting]:
 
 
 def values_of(spec: KnobSpec) -> list[object]:
-    """Return three values that a knob accepts: low, middle and high, or its examples."""
+    """Return three values that a knob accepts: low, middle and high, or its examples.
+
+    A knob is a parameter of a sampler, declared by `spec`.
+    """
     if spec.text is not None:
         return [spec.text.examples[place % len(spec.text.examples)] for place in range(3)]
     return [value_of(spec, number) for number in numbers_of(spec)]
 
 
 def numbers_of(spec: KnobSpec) -> tuple[float | int | bool, ...]:
-    """Return a low, a middle and a high number that a knob accepts."""
+    """Return a low, a middle and a high number that a knob, a sampler's parameter, accepts."""
     if spec.kind is bool:
         return (False, True, True)
     if spec.tokens or spec.phrases:
@@ -78,7 +81,10 @@ def numbers_of(spec: KnobSpec) -> tuple[float | int | bool, ...]:
 
 
 def value_of(spec: KnobSpec, number: float | int | bool) -> object:
-    """Return a number in the form that the knob accepts: plain, as a list or by token."""
+    """Return a number in the form that a knob accepts: plain, as a list or by token.
+
+    A knob is a parameter of a sampler, declared by `spec`.
+    """
     if spec.by_token:
         return {0: number, "7": number, VOCAB - 1: spec.off}
     if spec.phrases:

@@ -94,7 +94,10 @@ class Proof:
 
     @functools.cached_property
     def bank(self) -> SamplerBank:
-        """A bank with this sampler alone; raises Broken, rule `compiled`, if it cannot compile."""
+        """A bank with the sampler under test alone.
+
+        Raises Broken with the rule `compiled` if it cannot be compiled.
+        """
         try:
             return bank_of(self.kind)
         except PluginError as error:
@@ -117,7 +120,10 @@ class Proof:
 
     @functools.cached_property
     def started(self) -> list[Sampler]:
-        """The sampler under test at the start of each test row; raises Broken, rule `numbers`."""
+        """The sampler under test at the start of each test row.
+
+        Raises Broken with the rule `numbers` if it cannot be started.
+        """
         return [self.begin(case.setting) for case in self.cases]
 
     @functools.cached_property

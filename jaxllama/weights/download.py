@@ -83,7 +83,8 @@ class PartialDownload:
 def receive(url: str, part: PartialDownload, progress: Progress | None) -> None:
     """Request the bytes of `url` that `part`, the unfinished file, lacks, and append them to it.
 
-    Raise DownloadFailed if the server ends early. `progress` as in `fetch`.
+    Raise DownloadFailed if the server ends early. `progress`, if not None, is called with the bytes
+    received.
     """
     with open_from(url, part) as answer:
         start, total = extent(answer)

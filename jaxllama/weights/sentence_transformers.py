@@ -185,7 +185,10 @@ class SentenceFolder:
 
 
 def is_transposed(path: str) -> bool:
-    """Say whether files store a weight as [out, in]: matrices of blocks are, tables are not."""
+    """Say whether files store a weight as [out, in].
+
+    That is so for the matrices of transformer blocks, but not for tables of embeddings.
+    """
     *_, layer, last = path.split(".")
     return path.startswith("blocks.") and last == "weight" and not layer.endswith("norm")
 

@@ -122,9 +122,9 @@ def resolve(
 
 
 def pull(model: str | Path | None = None, *, progress: Progress | None = None) -> Path:
-    """Return the path of a model like `resolve`, but check one that is there first.
+    """Return the path of a model given by name, address, file or folder; download it if missing.
 
-    A damaged model is downloaded again.
+    A model that is there is checked first, and downloaded again if it is damaged.
     """
     source = find_source(model)
     if isinstance(source, Path):

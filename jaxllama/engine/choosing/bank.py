@@ -101,7 +101,10 @@ class SamplerBank:
         self._is_tried = True
 
     def check(self, knobs: Mapping[str, object]) -> None:
-        """Raise InvalidParameter for an unknown knob or a value it does not accept."""
+        """Raise InvalidParameter for an unknown parameter of samplers, or for a wrong value.
+
+        `knobs` are the values by name.
+        """
         for name, value in knobs.items():
             if name not in self.knobs:
                 raise unknown_field(name, [*self.knobs, *LIMITS])

@@ -70,9 +70,9 @@ def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
 
 
 def fault_in(spec: KnobSpec) -> str | None:
-    """Return the mistake in a knob's declaration, as the end of an error message.
+    """Return the mistake in the declaration of a knob, a sampler's parameter.
 
-    None if there is none.
+    It is the end of an error message; None if there is no mistake.
     """
     listed = spec.by_token or spec.tokens or spec.phrases
     if spec.kind not in DTYPES:
@@ -87,7 +87,10 @@ def fault_in(spec: KnobSpec) -> str | None:
 
 
 def fault_in_bounds(spec: KnobSpec) -> str | None:
-    """Return the mistake in a knob's declared bounds or width; None if there is none."""
+    """Return the mistake in the declared bounds or width of a knob, a sampler's parameter.
+
+    None if there is no mistake.
+    """
     if spec.width is not None and spec.width < 1:
         return f"has width {spec.width}; it must be at least 1"
     if spec.low is not None and spec.high is not None and spec.low > spec.high:
@@ -96,9 +99,9 @@ def fault_in_bounds(spec: KnobSpec) -> str | None:
 
 
 def fault_in_text(spec: KnobSpec, text: KnobText) -> str | None:
-    """Return the mistake in the declaration of a knob for texts; None if there is none.
+    """Return the mistake in the declaration of a knob for texts; None if there is no mistake.
 
-    `spec` is the declaration, `text` the part of it for texts.
+    A knob is a sampler's parameter; `spec` is its declaration, `text` the part of it for texts.
     """
     if spec.width is None or spec.tokens or spec.phrases or spec.by_token:
         return "has a text; it needs a width, and cannot list tokens"
@@ -110,7 +113,8 @@ def fault_in_text(spec: KnobSpec, text: KnobText) -> str | None:
 def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
     """Raise InvalidParameter unless the knob `name` accepts `value`; None always means `off`.
 
-    `vocab` is the number of tokens of the model.
+    A knob is a sampler's parameter, declared by `spec`. `vocab` is the number of tokens of the
+    model.
     """
     if value is None:
         return
@@ -128,8 +132,8 @@ def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 def check_text(name: str, value: object, spec: KnobSpec, text: KnobText) -> None:
     """Raise InvalidParameter unless `value` is a text that the knob can encode.
 
-    `name` is the knob's name for the message, `spec` its specification and `text` the part of this
-    for texts.
+    A knob is a sampler's parameter; `name` is its name for the message, `spec` its specification
+    and `text` the part of this for texts.
     """
     if not isinstance(value, str) or not value:
         raise InvalidParameter(
@@ -149,7 +153,8 @@ def check_text(name: str, value: object, spec: KnobSpec, text: KnobText) -> None
 def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
     """Raise InvalidParameter unless `value` is a list whose length and items `spec` allows.
 
-    `name` is the knob's name for the message, `vocab` the number of tokens of the model.
+    A knob is a sampler's parameter; `name` is its name for the message, `vocab` the number of
+    tokens of the model.
     """
     if not isinstance(value, list | tuple):
         raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
@@ -168,7 +173,8 @@ def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 def check_phrase(name: str, phrase: object, vocab: int) -> None:
     """Raise InvalidParameter unless `phrase` is a text or a list of token ids, not empty.
 
-    `name` is the knob's name for the message, `vocab` the number of tokens of the model.
+    A knob is a sampler's parameter; `name` is its name for the message, `vocab` the number of
+    tokens of the model.
     """
     if not isinstance(phrase, str | list | tuple) or not phrase:
         raise InvalidParameter(
@@ -187,7 +193,7 @@ def check_phrase(name: str, phrase: object, vocab: int) -> None:
 def check_token(name: str, token: object, vocab: int) -> None:
     """Raise InvalidParameter unless `token` is a token id below `vocab`.
 
-    `name` is the knob's name for the message.
+    A knob is a sampler's parameter; `name` is its name for the message.
     """
     if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
         raise InvalidParameter(
@@ -198,8 +204,8 @@ def check_token(name: str, token: object, vocab: int) -> None:
 def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
     """Raise InvalidParameter unless `value` maps token ids to numbers that the knob accepts.
 
-    A token id may be written as a text of digits, as in JSON. `name` is the knob's name for the
-    message, `vocab` the number of tokens of the model.
+    A token id may be written as a text of digits, as in JSON. A knob is a sampler's parameter;
+    `name` is its name for the message, `vocab` the number of tokens of the model.
     """
     if not isinstance(value, Mapping):
         raise InvalidParameter(
@@ -222,7 +228,8 @@ def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 def check_width(name: str, entries: int, spec: KnobSpec, what: str = "entries") -> None:
     """Raise InvalidParameter if a value has more `entries` than the knob has room for.
 
-    `name` is the knob's name; `what` says in the message what the entries are.
+    A knob is a sampler's parameter; `name` is its name, `spec` its declaration; `what` says in the
+    message what the entries are.
     """
     if spec.width is not None and entries > spec.width:
         raise InvalidParameter(f"{name} has {entries} {what}; at most {spec.width} fit", name)
@@ -231,7 +238,8 @@ def check_width(name: str, entries: int, spec: KnobSpec, what: str = "entries") 
 def check_item(name: str, value: object, spec: KnobSpec) -> None:
     """Raise InvalidParameter unless `value` is one number or boolean that the knob accepts.
 
-    Checks the knob's bounds and the range of its array type. `name` is its name for the message.
+    A knob is a sampler's parameter. Checks its bounds and the range of its array type. `name` is
+    the knob's name for the message.
     """
     if spec.kind is bool:
         if not isinstance(value, bool):
@@ -246,7 +254,8 @@ def check_item(name: str, value: object, spec: KnobSpec) -> None:
 def token_id(name: str, key: object) -> int:
     """Convert a key of a knob's mapping, an int or plain decimal digits, to a token id.
 
-    Raises InvalidParameter for any other key; `name` is the knob's name for the message.
+    A knob is a sampler's parameter. Raises InvalidParameter for any other key; `name` is the knob's
+    name for the message.
     """
     if isinstance(key, int) and not isinstance(key, bool):
         return key
@@ -260,8 +269,8 @@ def token_id(name: str, key: object) -> int:
 def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
     """Encode one checked value as arrays of one row: a number, a padded list or padded pairs.
 
-    None is encoded as the knob's `off`. A text becomes the padded list of numbers that the spec's
-    own encoder makes of it.
+    It is the value of a knob, a sampler's parameter, declared by `spec`. None is encoded as its
+    `off`. A text becomes the padded list of numbers that the spec's own encoder makes of it.
     """
     dtype = DTYPES[spec.kind]
     if spec.by_token:

@@ -116,7 +116,8 @@ def is_warm(rows: Rows) -> Bool[Array, " S"]:
 def is_asked(sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
     """Return a mask of the rows in which a sampler acts.
 
-    It acts where its knobs turn it on; a sampler that applies constraints, where the row has one.
+    That is where its knobs turn it on or, for a sampler that applies constraints, where the row has
+    a constraint.
     """
     if not (isinstance(sampler, Adjuster) and sampler.constrains):
         return switched_on(sampler)
@@ -135,7 +136,10 @@ def switched_on(sampler: Sampler) -> Bool[Array, " S"]:
 
 
 def is_set(leaf: Array | Pairs, spec: KnobSpec) -> Bool[Array, " S"]:
-    """Return a mask of the rows in which this knob's value differs from its `off`."""
+    """Return a mask of the rows in which a knob (a sampler's parameter) differs from its `off`.
+
+    `leaf` has its value for every row, `spec` its declaration.
+    """
     if isinstance(leaf, Pairs):
         return jnp.any(leaf.ids != NO_TOKEN, axis=-1)
     differs = leaf != jnp.asarray(spec.off, leaf.dtype)

@@ -59,7 +59,10 @@ class StepShape(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """Return `group` rounded up to a number of rows that tensor cores can multiply."""
+        """Return the number of query heads per key/value head, rounded up for tensor cores.
+
+        They multiply a certain number of rows at a time.
+        """
         return max(LEAST_ROWS, pl.next_power_of_2(self.group))
 
     @property

@@ -118,7 +118,7 @@ def knobs_of_request(
 
 
 def knobs_of_format(format_: ResponseFormat) -> FormKnobs:
-    """Return the knobs that constrain an answer to a `response_format`."""
+    """Return the knobs (request parameters) that constrain an answer to a `response_format`."""
     schema = format_.json_schema.schema if format_.json_schema is not None else None
     return knobs_of_form(
         format_.type, schema, "response_format", "response_format.json_schema.schema"
@@ -152,8 +152,9 @@ def knobs_of_tool_choice(
 ) -> FormKnobs:
     """Return a grammar knob that makes the answer a call of the chosen tool.
 
-    The choice "required" allows any of the tools. Raises InvalidParameter if `tools` lacks the
-    tool, or if `style` is None: the prompt format has no syntax for calls.
+    A knob is a request parameter. The choice "required" allows any of the tools. Raises
+    InvalidParameter if `tools` lacks the tool, or if `style` is None: the prompt format has no
+    syntax for calls.
     """
     name = choice.function.name if isinstance(choice, NamedTool) else None
     allowed = [i for i, tool in enumerate(tools) if name in (None, tool.function.name)]
@@ -173,7 +174,10 @@ def knobs_of_tool_choice(
 
 
 def knobs_of_strict_tools(tools: Sequence[ToolDefinition], style: CallStyle) -> FormKnobs:
-    """Return a grammar knob that allows any text, but only calls that fit strict tools' schemas."""
+    """Return a grammar knob that allows any text, but only calls that fit strict tools' schemas.
+
+    A knob is a request parameter. `style` is the syntax of calls in the prompt format.
+    """
     strict = [index for index, tool in enumerate(tools) if tool.function.strict]
     shown = [as_tool(tool) for tool in tools]
     for index in set(range(len(tools))) - set(strict):

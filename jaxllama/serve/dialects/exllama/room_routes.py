@@ -229,7 +229,10 @@ class RoomRoutes:
             return one_json(RoomDeleted(room.name))
 
     async def insert_blocks(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer POST /v1/rooms/{room}/insert: insert messages after one; return the room."""
+        """Answer POST /v1/rooms/{room}/insert: insert messages after a given one.
+
+        The answer is the room as it then is.
+        """
         body, _ = await INSERT_BLOCKS.read(request, service, InsertBlocksBody)
         new = [SessionBlock(each.author, each.text) for each in body.blocks]
 
@@ -273,7 +276,10 @@ class RoomRoutes:
         return await self._change(request, change)
 
     async def rewind_room(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer POST /v1/rooms/{room}/rewind: delete all messages after one; return the room."""
+        """Answer POST /v1/rooms/{room}/rewind: delete all messages after a given one.
+
+        The answer is the room as it then is.
+        """
         body, _ = await REWIND_ROOM.read(request, service, RoomBlockBody)
 
         def change(session: ExLlamaSession) -> None:

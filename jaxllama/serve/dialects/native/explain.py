@@ -197,7 +197,10 @@ def check_position(position: int | None, recording: Recording) -> None:
 
 
 def check_what_if(changes: Mapping[str, object], model: Model) -> None:
-    """Raise InvalidParameter if recorded logits cannot be sampled with the knobs `changes`."""
+    """Raise InvalidParameter if recorded logits cannot be sampled with changed parameters.
+
+    `changes` are the knobs, the parameters of the samplers.
+    """
     try:
         check_changes(changes, model.intake.bank)
     except InvalidParameter as error:

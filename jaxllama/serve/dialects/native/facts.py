@@ -153,7 +153,7 @@ async def slots(request: web.Request, service: GenerationService) -> web.Respons
 
 
 def default_params(model: Model) -> dict[str, Any]:
-    """Return the defaults of all knobs, under our names and under llama.cpp's."""
+    """Return the defaults of all knobs (request parameters), under our names and llama.cpp's."""
     found: dict[str, Any] = {name: limit.default for name, limit in LIMITS.items()}
     found |= {
         name: spec.off if spec.width is None else []

@@ -187,7 +187,10 @@ async def continued(
 def knobs_of(
     request: web.Request, model: Model, body: AnswerBody
 ) -> tuple[dict[str, object], Mapping[str, str]]:
-    """Return the knobs of a body, and for each the path of the client's field, for errors."""
+    """Return the knobs (request parameters) in a body, and for each the path of its field.
+
+    The paths are those of the client's fields, for errors.
+    """
     options, names = read_options(
         request, body.options or {}, model.knobs, unheeded=LOADING_OPTIONS
     )

@@ -259,7 +259,10 @@ def tagged(model: Model, name: str) -> TaggedModel:
 
 
 def tagged_waiting(served: ServedModel) -> TaggedModel:
-    """Describe a model that is not loaded as an entry of a list, with the facts known of it."""
+    """Describe a model that is not loaded as an entry of a list.
+
+    Facts that only a loaded model has are left out.
+    """
     return TaggedModel(
         name=f"{served.name}{LATEST}",
         model=f"{served.name}{LATEST}",
@@ -271,7 +274,7 @@ def tagged_waiting(served: ServedModel) -> TaggedModel:
 
 
 def describe_waiting(served: ServedModel) -> ShownModel:
-    """Describe a model that is not loaded, with the facts known of it."""
+    """Describe a model that is not loaded; facts that only a loaded model has are left out."""
     return ShownModel(
         modelfile=f"# jaxllama: {served.name} is {served.state}",
         parameters="",

@@ -80,7 +80,7 @@ def check_obeyed(knobs: Mapping[str, object], sampling: frozenset[str]) -> None:
 
 
 def given_of(knobs: Mapping[str, object], sampling: frozenset[str]) -> dict[str, object]:
-    """Return the entries of `knobs` that are named in `sampling` and not None."""
+    """Return the request parameters in `knobs` that are named in `sampling` and not None."""
     return {name: knobs[name] for name in sampling if knobs.get(name) is not None}
 
 
@@ -180,7 +180,7 @@ def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
 
 
 def given_only(values: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """Return the knobs in `values` that are named in `own`, which the client has set.
+    """Return the request parameters in `values` that the client has set: those named in `own`.
 
     The model's recommended values are left out: they are for random draws.
     """

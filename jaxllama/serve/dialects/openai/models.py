@@ -91,7 +91,7 @@ def card(model: Model, name: str) -> ModelCard:
 
 
 def waiting_card(served: ServedModel, name: str) -> ModelCard:
-    """Describe a model that is not loaded under `name`, with the facts known of it."""
+    """Describe a model that is not loaded under `name`, without the facts that need it loaded."""
     return ModelCard(
         id=name,
         created=int(served.made),

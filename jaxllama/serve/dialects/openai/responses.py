@@ -407,5 +407,5 @@ class ResponseForm:
 
 
 def as_float(value: object) -> float | None:
-    """Return a knob's value as float; None if it was not given."""
+    """Return the value of a request parameter as float; None if it was not given."""
     return float(value) if isinstance(value, int | float) else None
