@@ -62,5 +62,5 @@ class ErrorForms:
 
 
 def no_model() -> NoReturn:
-    """Raise RuntimeError: the services of error forms are never started."""
+    """Raise RuntimeError: services made only for the form of errors have no model."""
     raise RuntimeError("a gateway has no model")

@@ -35,7 +35,7 @@ class Tail:
         self._stopped: str | None = None
 
     def again(self) -> "Tail":
-        """Return a new Tail with the same settings, for another answer to the same prompt."""
+        """Return a new decoder of tokens with the same settings, for another answer."""
         return Tail(self._tokenizer, self._stops, start=self._start)
 
     @property

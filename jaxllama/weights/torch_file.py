@@ -238,7 +238,7 @@ def strided(elements: np.ndarray, tensor: TorchTensor) -> np.ndarray:
 
 
 def check_form(file: BinaryFile) -> None:
-    """Raise UnsupportedModel for torch's older forms, BadHeader for anything but a zip file."""
+    """Raise UnsupportedModel for torch's older formats, BadHeader for what is no zip file."""
     head = file.read(0, min(file.size, TAR_OFFSET + len(TAR_MAGIC))).tobytes()
     if head.startswith(MAGIC):
         return

@@ -23,7 +23,8 @@ def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> S
 
     A token is in the set if its text passes the set's test. `name` and `kind` are the sampler's
     name and class. `texts` are the texts of the tokens; of the `vocab` tokens, those after the last
-    text are in no set. Raises BrokenPlugin if a test fails or the sampler is no adjuster.
+    text are in no set. Raises BrokenPlugin if a test fails, or if the sampler is no Adjuster, which
+    alone may have sets.
     """
     tests = token_sets_of(kind)
     if tests and not issubclass(kind, Adjuster):

@@ -79,12 +79,12 @@ def attend_rows(
     active: Bool[Array, " S"],
     shape: StepShape,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Run attention of a decode step: rotate, store each active row's column, attend up to it.
+    """Compute attention of a decode step for the active rows, and store their columns.
 
     Returns the weighted mean of the values for all heads side by side, and the layer of the KV
-    cache with the new columns. `qkv` holds all heads of queries, then of keys, then of values;
-    `position` is the cache column of each row's token; `shape` has the sizes. Rows that are not
-    active change nothing; their result is 0.
+    cache with the new columns. `rotation` has the rotary tables. `qkv` holds all heads of queries,
+    then of keys, then of values; `position` is the cache column of each row's token; `shape` has
+    the sizes. Rows that are not active change nothing; their result is 0.
     """
     slots = qkv.shape[0]
     # A row that is not active has no columns: its position is before the first one.

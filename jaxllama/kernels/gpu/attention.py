@@ -25,10 +25,11 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Rotate, store row s at column position[s] of slot s, attend to the columns up to it.
+    """Rotate queries and keys, store row s at column position[s] of slot s, attend up to it.
 
-    `projections` are queries, keys and values. Rows that are not active change nothing. Consumes
-    `layer`. `window` limits the columns, `cap` the scores; None: no limit.
+    `projections` are queries, keys and values, `rotation` has the rotary tables. Rows that are not
+    active change nothing. Consumes `layer`. `window` limits the columns, `cap` the scores; None: no
+    limit.
     """
     from jaxllama.kernels.gpu.attend import StepShape, attend_rows  # noqa: PLC0415 - slow to import
 
@@ -50,10 +51,11 @@ def attend_prompt(
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
-    """Rotate a run of rows, store them in a slot, and let each attend up to itself.
+    """Rotate queries and keys, store the rows in one slot, let each row attend up to itself.
 
-    `projections` are queries, keys and values; `span` is the slot, the first column and the number
-    of real rows. Consumes `layer`. `window` limits the columns, `cap` the scores; None: no limit.
+    `projections` are queries, keys and values, `rotation` has the rotary tables; `span` is the
+    slot, the first column and the number of real rows. Consumes `layer`. `window` limits the
+    columns, `cap` the scores; None: no limit.
     """
     from jaxllama.kernels.gpu.attend import attend_queries  # noqa: PLC0415 - slow to import
 

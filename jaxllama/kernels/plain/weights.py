@@ -30,7 +30,10 @@ class UnfusedWeight(ABC):
         add: Array | None = None,
         active: ActiveRows = None,
     ) -> Float[Array, "L O"]:
-        """Return norm(x) · weight + bias + add; an argument that is None is left out."""
+        """Return norm(x) · weight + bias + add; an argument that is None is left out.
+
+        Only the result's rows in the mask `active` are used, None: all.
+        """
 
     def project(
         self,

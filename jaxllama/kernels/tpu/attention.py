@@ -48,10 +48,11 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Rotate, store row s at column position[s] of slot s, attend to the columns up to it.
+    """Rotate queries and keys, store row s at column position[s] of slot s, attend up to it.
 
-    `projections` are queries, keys and values. Consumes `layer`. Rows that are not active leave no
-    trace and return zeros. `window` limits the columns, `cap` the scores; None: no limit.
+    `projections` are queries, keys and values, `rotation` has the rotary tables. Consumes `layer`.
+    Rows that are not active leave no trace and return zeros. `window` limits the columns, `cap` the
+    scores; None: no limit.
     """
     from jaxllama.kernels.tpu.decode_attention import attend_rows  # noqa: PLC0415 - slow to import
 
@@ -75,11 +76,12 @@ def attend_prompt(
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
-    """Rotate a run of rows, store them in a slot, and let each attend up to itself.
+    """Rotate queries and keys, store the rows in one slot, let each row attend up to itself.
 
-    `projections` are queries, keys and values; `span` is the slot, the first column and the number
-    of real rows. Consumes `layer`. Rows past the real ones go to columns that are written again
-    before they are read. `window` limits the columns, `cap` the scores; None: no limit.
+    `projections` are queries, keys and values, `rotation` has the rotary tables; `span` is the
+    slot, the first column and the number of real rows. Consumes `layer`. Rows past the real ones go
+    to columns that are written again before they are read. `window` limits the columns, `cap` the
+    scores; None: no limit.
     """
     from jaxllama.kernels.tpu.prompt_attention import attend_run  # noqa: PLC0415 - slow to import
 

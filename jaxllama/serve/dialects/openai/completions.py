@@ -302,7 +302,7 @@ class CompletionForm:
     def __init__(
         self, style: CompletionOptions, id_: str, prompts: Sequence[tuple[int, ...]]
     ) -> None:
-        """Make an empty form.
+        """Prepare to convert the answers to one request.
 
         `style` has the options of all answers, `id_` is the id of the response, and `prompts` has
         the token ids of each answer's prompt.
