@@ -417,7 +417,10 @@ class Intake:
         return loaded(self.adapters).use(str(name), factor)
 
     def _draft(self, speculate: object) -> int | None:
-        """Convert `speculate` to the most tokens that a step drafts; None: the engine decides."""
+        """Convert the request's `speculate` to the most tokens that a step drafts.
+
+        None: the engine decides.
+        """
         if isinstance(speculate, str):
             return 0 if speculate == "off" else None
         assert isinstance(speculate, int)

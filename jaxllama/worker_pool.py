@@ -70,7 +70,7 @@ class WorkerPool(Generic[W]):
         self.ask(lambda _: None)
 
     def close(self) -> None:
-        """End all processes after the running questions have finished; none starts again."""
+        """End all processes after the running calls of `ask` have finished; none starts again."""
         self._is_closed = True
         workers = [self._idle.get() for _ in range(self._size)]
         for worker in workers:

@@ -122,7 +122,10 @@ def forever_or_seconds(value: str | float, name: str, path: Path) -> float | Non
 
 
 def size_of(value: str | int, path: Path) -> int:
-    """Return `memory` in bytes; raise ConfigError if it is no size."""
+    """Return `value`, the setting `memory` of a models file, in bytes.
+
+    Raises ConfigError, naming the file `path`, if it is no size.
+    """
     found = bytes_in(value) if isinstance(value, str) else value
     if not found or found < 0:
         raise ConfigError(

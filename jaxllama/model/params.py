@@ -39,7 +39,8 @@ class Leaf:
 def attention_of(body: Body, cap: float | None) -> AttentionOps:
     """Return the attention functions of a set of kernels.
 
-    `cap` limits the attention scores, None for no limit. Raises ConfigError if the kernels cannot.
+    `cap` limits the attention scores, None for no limit. Raises ConfigError if the kernels cannot
+    limit them.
     """
     if cap is None:
         return body.attention
