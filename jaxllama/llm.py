@@ -43,6 +43,7 @@ from jaxllama.loading import (
     choose_kernels,
     engine_config,
     key_of,
+    load_adapters,
     named_or_suiting,
     open_draft,
     other_formats,
@@ -180,7 +181,7 @@ class LLM:
         progress       called with (what, done, total) while loading
         """
         if hosts is not None:
-            check_host_settings(lora, lora_slots, prompt_cache_mib, prompt_cache_dir, draft_model)
+            check_host_settings(prompt_cache_mib, prompt_cache_dir, draft_model)
             prompt_cache_mib, compile_cache = 0, False
         if platform is not None:
             use_platform(platform)
@@ -248,8 +249,7 @@ class LLM:
             defaults=defaults,
             adapters=adapters,
         )
-        for name, folder in (lora or {}).items():
-            loaded(adapters).load(name, read_adapter(Path(folder), config, engine))
+        given = load_adapters(adapters, lora or {}, config, engine, only_now=hosts is not None)
         store = prompt_store_for(config, engine, prompt_cache_mib)
         files = None
         if prompt_cache_dir is not None:
@@ -265,7 +265,7 @@ class LLM:
                 tell_hosts=None if hosts is None else hosts.tell,
             )
         if hosts is not None:
-            hosts.compare(key)
+            hosts.compare(key + given)
         if strict_compile:
             programs.seal()
         return cls(runs, intake, config=config, path=path, hosts=hosts)

@@ -4,6 +4,7 @@ Used by `LLM.load`, and by inspection and benchmarks, which need the same decisi
 reads; owns nothing.
 """
 
+import hashlib
 import logging
 import math
 import time
@@ -14,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama.config import (
@@ -23,7 +25,7 @@ from jaxllama.config import (
     EngineConfig,
     ModelConfig,
 )
-from jaxllama.engine.adapters import check_adapter_name
+from jaxllama.engine.adapters import LoadedAdapters, check_adapter_name, loaded
 from jaxllama.engine.choosing.knobs import check_knob
 from jaxllama.engine.draft_model import DRAFT
 from jaxllama.engine.program_key import digest_code, program_key
@@ -47,7 +49,7 @@ from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.text.vocabulary import TokenKind
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, fill
-from jaxllama.weights.lora import rank_of
+from jaxllama.weights.lora import rank_of, read_adapter
 from jaxllama.weights.store import recommended_for, resolve
 
 logger = logging.getLogger(__name__)
@@ -211,6 +213,30 @@ def adapter_sizes(
     }
 
 
+def load_adapters(
+    adapters: LoadedAdapters | None,
+    lora: Mapping[str, str | Path],
+    model: ModelConfig,
+    engine: EngineConfig,
+    *,
+    only_now: bool,
+) -> str:
+    """Load LoRA adapters from folders, which `lora` has by name; return a digest of them all.
+
+    The digest covers names and numbers. `only_now`: refuse to load others later.
+    """
+    digest = hashlib.sha256()
+    for name, folder in lora.items():
+        weights = read_adapter(Path(folder), model, engine)
+        loaded(adapters).load(name, weights)
+        digest.update(name.encode())
+        for leaf in jax.tree.leaves(weights):
+            digest.update(np.ascontiguousarray(leaf).data)
+    if adapters is not None and only_now:
+        adapters.fix()
+    return digest.hexdigest()
+
+
 def prompt_store_for(model: ModelConfig, engine: EngineConfig, mib: float | None) -> PromptStore:
     """Return the host-memory store of prompts' KV caches, with room for `mib` MiB.
 
@@ -240,8 +266,6 @@ def check_prompt_folder(folder: str | Path, store: PromptStore) -> None:
 
 
 def check_host_settings(
-    lora: Mapping[str, str | Path] | None,
-    lora_slots: int | None,
     prompt_cache_mib: float | None,
     prompt_cache_dir: str | Path | None,
     draft_model: str | Path | None,
@@ -251,8 +275,6 @@ def check_host_settings(
     The parameters are arguments of `LLM.load`; each must be None, 0 or empty.
     """
     given = {
-        "lora": bool(lora),
-        "lora_slots": bool(lora_slots),
         "prompt_cache_mib": bool(prompt_cache_mib),
         "prompt_cache_dir": prompt_cache_dir is not None,
         "draft_model": draft_model is not None,

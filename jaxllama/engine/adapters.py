@@ -47,6 +47,7 @@ class LoadedAdapters:
         self._loaded: dict[str, LoadedAdapter] = {}  # replaced as a whole: other threads read it
         self._uses: Counter[int] = Counter()  # requests in the engine, by id of the adapter
         self._numbers: dict[int, int] = {}  # id: number, until unloaded and unused
+        self._is_fixed = False
         self.requests: Counter[str] = Counter()  # accepted so far, by name
 
     @property
@@ -58,8 +59,14 @@ class LoadedAdapters:
         """Copy an adapter to the device under `name`; a loaded one with this name is replaced.
 
         `weights` are its matrices by block and group of weights. Raises InvalidParameter if the
-        arrays for adapters are full.
+        arrays for adapters are full, or after `fix`.
         """
+        if self._is_fixed:
+            raise InvalidParameter(
+                "a model on several hosts loads adapters only when it starts; start all hosts "
+                "with --lora NAME=PATH",
+                "lora",
+            )
         taken = set(self._numbers.values())
         replaced = self._loaded.get(name)
         if replaced is not None and not self._uses[replaced.id]:
@@ -83,6 +90,10 @@ class LoadedAdapters:
         gone = self._find(name)
         self._loaded = {each: one for each, one in self._loaded.items() if each != name}
         self._free_unused(gone.id)
+
+    def fix(self) -> None:
+        """Refuse to load adapters from now on: other hosts would not know them."""
+        self._is_fixed = True
 
     def use(self, name: str, scale: float) -> AdapterUse:
         """Return a reference to the loaded adapter `name`, with a scale, for a request.

@@ -14,8 +14,9 @@ from jaxllama.engine.parcel import pack
 from jaxllama.engine.state import RowStart
 from jaxllama.engine.steps import Runs
 from jaxllama.errors import JaxLlamaError
+from jaxllama.request import AdapterUse
 
-ARRAY, RUNS = 1, 2  # kinds of msgpack's extensions
+ARRAY, RUNS, ADAPTER = 1, 2, 3  # kinds of msgpack's extensions
 
 
 class RemoteCall(msgspec.Struct, array_like=True, frozen=True):
@@ -39,17 +40,20 @@ def encode_call(method: str, positional: Sequence[Any], named: Mapping[str, Any]
 
     `positional` are the arguments without a name, `named` those with one.
     """
-    call = RemoteCall(method, list(map(as_sent, positional)), dict(named))
+    sent = {name: as_sent(argument) for name, argument in named.items()}
+    call = RemoteCall(method, list(map(as_sent, positional)), sent)
     return msgspec.msgpack.encode(call, enc_hook=as_extension)
 
 
 def as_sent(argument: Any) -> Any:
-    """Convert an argument whose type msgpack would lose: pack a RowStart, mark Runs.
+    """Convert an argument whose type msgpack would lose: pack a RowStart, mark the others.
 
     Other arguments come back unchanged.
     """
     if isinstance(argument, RowStart):
         return pack(argument)
+    if isinstance(argument, AdapterUse):
+        return msgspec.msgpack.Ext(ADAPTER, msgspec.msgpack.encode(argument))
     if not isinstance(argument, Runs):
         return argument
     return msgspec.msgpack.Ext(RUNS, msgspec.msgpack.encode([*argument], enc_hook=as_extension))
@@ -69,12 +73,14 @@ def as_extension(value: Any) -> Any:
 
 
 def from_extension(kind: int, content: memoryview) -> Any:
-    """Convert what `as_sent` or `as_extension` made back into Runs or an array.
+    """Convert what `as_sent` or `as_extension` made back: Runs, an AdapterUse or an array.
 
     `kind` is the msgpack extension's type, `content` its bytes.
     """
     if kind == RUNS:
         return Runs(*msgspec.msgpack.decode(content, ext_hook=from_extension))
+    if kind == ADAPTER:
+        return msgspec.msgpack.decode(content, type=AdapterUse)
     parts = msgspec.msgpack.decode(content, type=ArrayParts)
     return np.frombuffer(parts.content, parts.dtype).reshape(parts.shape)
 

@@ -203,6 +203,15 @@ def test_a_request_whose_adapter_was_unloaded_meanwhile_is_refused(folders):
         new_engine(MODEL, KERNELS).submit(late)
 
 
+def test_adapters_of_several_hosts_are_fixed_after_the_start(folders):
+    engine = new_adapted_engine(KERNELS, folders, names=("one",))
+    engine.adapters.fix()
+    with pytest.raises(InvalidParameter, match="start all hosts with --lora NAME=PATH"):
+        engine.adapters.load("two", read_adapter(folders["two"], MODEL, engine.config))
+    (told,) = run(engine, [of(engine, "one", tokens=2)])
+    assert len(told.tokens) == 2
+
+
 def test_a_replay_after_a_fault_keeps_the_adapter(folders, monkeypatch):
     engine = new_adapted_engine(KERNELS, folders)
     expected = run(engine, [of(engine, "one")])[0].tokens

@@ -26,6 +26,9 @@ def answers_of(llm: LLM) -> list[Any]:
         ):  # fmt: skip
             drawn = [entry.logprob for entry in answer.logprobs or ()]
             found.append([list(answer.tokens), drawn])
+    for name in llm.adapters:
+        adapted = llm.generate(PROMPTS, max_tokens=6, temperature=0, lora=name, ignore_eos=True)
+        found.append([list(answer.tokens) for answer in adapted])
     found.append([score.logprob for score in llm.score("hello", [" there", " you"])])
     found.append(llm.embed(["hello there"])[0].tolist())
     return found

@@ -15,6 +15,7 @@ from jaxllama.engine.remote_calls import encode_call, repeat_calls
 from jaxllama.engine.steps import Runs
 from jaxllama.errors import JaxLlamaError
 from jaxllama.hosts import CALL, HEADER, HostGroup, HostLink, greet
+from jaxllama.request import AdapterUse
 
 
 def connected() -> tuple[socket.socket, socket.socket]:
@@ -129,11 +130,12 @@ class Calls:
 def test_a_call_is_repeated_with_the_same_arguments():
     ids = np.arange(5, dtype=np.int32).reshape(1, 5)
     runs = Runs(*(np.full(2, number, np.int32) for number in range(4)))
-    call = encode_call("told", (np.int32(3), ids, None, runs), {"lean": True})
+    use = AdapterUse(7, 1, 0.5)
+    call = encode_call("told", (np.int32(3), ids, None, runs, use), {"lean": True, "use": use})
     calls = Calls()
     repeat_calls(calls, iter([call, None]).__next__)
-    ((number, array, nothing, found, named),) = calls.seen
-    assert (number, nothing, named) == (3, None, {"lean": True})
+    ((number, array, nothing, found, used, named),) = calls.seen
+    assert (number, nothing, used, named) == (3, None, use, {"lean": True, "use": use})
     assert array.dtype == np.int32 and array.tolist() == ids.tolist()
     assert isinstance(found, Runs)
     assert [each.tolist() for each in found] == [[n, n] for n in range(4)]

@@ -18,6 +18,7 @@ import pytest
 from jaxllama import hosts
 from jaxllama.kernels.cpu import library
 from jaxllama.testing import FAMILIES, random_params
+from tests.adapter_writer import random_adapter, write_adapter
 from tests.weights.writers import flatten, gguf_vocabulary, write_gguf
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,11 @@ def model(tmp_path_factory) -> Path:
     weights = flatten(random_params(CONFIG))
     write_gguf(path, CONFIG, weights, kind="Q4_0", metadata=gguf_vocabulary(CONFIG.vocab_size))
     return path
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapter"), random_adapter(CONFIG))
 
 
 def started(model: Path, devices: int, settings: dict[str, Any], **more: str) -> subprocess.Popen:
@@ -84,11 +90,12 @@ def answers_in(output: str) -> Any:
         ("xla", 2, 1, "model=2"),
     ],
 )
-def test_hosts_give_the_bits_of_one_process(model, kernels, count, devices, mesh):
-    one = started(model, count * devices, {"mesh": mesh, "kernels": kernels})
+def test_hosts_give_the_bits_of_one_process(model, adapter, kernels, count, devices, mesh):
+    settings = {"mesh": mesh, "kernels": kernels, "lora": {"one": str(adapter)}}
+    one = started(model, count * devices, settings)
     [(code, expected, log)] = ended([one])
     assert code == 0, log
-    with group_of(count, model, devices, mesh=mesh, kernels=kernels) as processes:
+    with group_of(count, model, devices, **settings) as processes:
         found = ended(processes)
     assert [code for code, *_ in found] == [0] * count, found
     assert answers_in(found[0][1]) == answers_in(expected)
