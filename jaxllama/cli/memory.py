@@ -177,7 +177,8 @@ def sample_of(path: str, leaf: Leaf, parts: int) -> WeightSample:
     """Return the part of a weight to read in place of all of it, to estimate its size in memory.
 
     It is one of `parts` equal shares of its outputs; of a stack of experts, a share of the first
-    expert. The result also has the number of such parts. `leaf` has the weight's shape.
+    expert. The result also says how many such shares the whole weight has. `path` is the weight's
+    parameter path, `leaf` has its shape.
     """
     outputs = outputs_of(path, leaf)
     most = -(-outputs // TILE) // parts * TILE

@@ -73,7 +73,7 @@ class GenerationCommand(ModelCommand):
 
     @cached_property
     def knob_options(self) -> list[click.Option]:
-        """An option for every field of a request and for every knob."""
+        """An option for every core field of a request and for every knob (setting) of a sampler."""
         taken = {"--help", *(name for each in self.params for name in each.opts)}
         core = [limit_option(name, limit, taken) for name, limit in LIMITS.items()]
         return core + [knob_option(name, spec, taken) for name, spec in self.specs.items()]

@@ -16,7 +16,7 @@ class GatewayFigures:
     lost: int = 0
 
     def text(self) -> str:
-        """Return the figures as metrics."""
+        """Return the gateway's counters in the text format of Prometheus."""
         rows = (
             ("open", "gauge", "Requests that the gateway answers now", self.open),
             ("retried_total", "counter", "Requests asked again of another replica", self.retried),

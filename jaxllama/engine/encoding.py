@@ -219,9 +219,9 @@ class TextEncoder:
 
 
 def tile_sizes(longest: int) -> tuple[int, ...]:
-    """Return the sizes of tiles, in tokens, for texts of at most `longest` tokens, ascending.
+    """Return the sizes that tiles can have, for texts of at most `longest` tokens, ascending.
 
-    A tile is a batch of texts for one call.
+    A tile is a batch of texts for one call; its size is the tokens of all its texts together.
     """
     unit = QUERIES if longest > QUERIES else SIZES[0]
     largest = -(-longest // unit) * unit
@@ -237,8 +237,8 @@ def pack(lengths: Sequence[int], sizes: Sequence[int]) -> list[PackedTexts]:
     """Distribute texts over tiles, the longest first, each to the first tile that has room.
 
     A tile is a batch of texts for one call. `lengths` are the texts' tokens, `sizes` the tiles'
-    possible sizes in tokens, ascending. A new tile is the smallest that holds the text, and all
-    texts still left if they are few.
+    possible sizes in tokens, ascending. A new tile has the smallest size that holds the
+    text, or, if that is more, all texts that are left, but at most USUAL tokens.
     """
     tiles: list[PackedTexts] = []
     rest = sum(lengths)

@@ -349,7 +349,7 @@ class Engine:
 
     @property
     def _is_resting(self) -> bool:
-        """Say whether no row runs, no prompt is in prefill and no event is pending."""
+        """Say whether no row runs, no prompt is in prefill and `step` has no event to return."""
         return not (self._events or self.calls or self._prompts or any(self._running))
 
     def _emit_all(self, reading: Reading, *, guided: bool | None = None) -> None:

@@ -475,7 +475,10 @@ class GenerationService:
             answers.fail(error)
 
     async def _admit_with_patience(self, answers: Answers, ask: Ask) -> None:
-        """Prepare and queue the requests of `ask`; wait while the queue is full."""
+        """Prepare and queue the requests of one task; wait while the queue is full.
+
+        Their events go to the stream `answers`. `ask` has the prompts and the settings.
+        """
         ready = await until_room(lambda: self._prepare(answers, ask))
 
         async def queue() -> None:

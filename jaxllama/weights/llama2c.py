@@ -336,13 +336,19 @@ def ordered(header: Llama2cHeader) -> Iterator[tuple[str, Shape]]:
 
 
 def norms(name: str, header: Llama2cHeader) -> Iterator[tuple[str, Shape]]:
-    """Yield name and shape of the norm `name` of every layer."""
+    """Yield Meta's tensor name and the shape of a norm for every layer.
+
+    `name` is the norm's name within a layer, such as "attention_norm".
+    """
     for layer in range(header.layers):
         yield f"layers.{layer}.{name}.weight", (header.width,)
 
 
 def matrices(name: str, header: Llama2cHeader) -> Iterator[tuple[str, Shape]]:
-    """Yield name and shape of the matrix `name` of every layer."""
+    """Yield Meta's tensor name and the shape of a matrix for every layer.
+
+    `name` is the matrix's name within a layer, such as "attention.wq".
+    """
     rows, columns = (getattr(header, size) for size in MATRICES[name])
     for layer in range(header.layers):
         yield f"layers.{layer}.{name}.weight", (rows, columns)

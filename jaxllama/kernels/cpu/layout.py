@@ -126,10 +126,11 @@ def kind_of(matrix: HostMatrix) -> object:
 def side_by_side(
     how: Callable[..., Tiled], matrices: list[HostMatrix], biases: list[Any], which: Sequence[int]
 ) -> Tiled:
-    """Lay the matrices with the indices `which`, of one kind, and their biases out as one Tiled.
+    """Lay some matrices, and their biases, out as one matrix in the layout of the C++ kernels.
 
-    `how` is the function that does it: `tile` or `tile_pair`. `biases` has one entry per matrix,
-    None if it has no bias.
+    Their outputs lie side by side. `which` has their indices in `matrices`; they must be stored
+    alike. `how` is the function for the layout: `tile`, or `tile_pair` for gate and up, whose
+    outputs alternate. `biases` has one entry per matrix, None if it has no bias.
     """
     added = [biases[i] for i in which]
     return how(

@@ -149,7 +149,7 @@ def joined(matrices: Sequence[HostMatrix], split: Split, to: Placement) -> Group
 
 
 def side_by_side(matrices: Sequence[HostMatrix]) -> HostMatrix:
-    """Concatenate matrices for which `form_of` is equal along their outputs."""
+    """Concatenate matrices along their outputs; all must be stored alike (`form_of` is equal)."""
     if len(matrices) == 1:
         return matrices[0]
     packed = [each for each in matrices if isinstance(each, Packed)]

@@ -11,7 +11,10 @@ from jaxllama.service.answers import Answers
 
 
 class TextForm:
-    """Collects the texts of all answers; a subclass defines the chunks and the whole answer."""
+    """The form of a response of plain texts: collects them, and makes the chunks of a stream.
+
+    A subclass defines the chunks and the whole response, as an API wants them.
+    """
 
     says_done = False
 
@@ -25,7 +28,7 @@ class TextForm:
     # For subclasses.
 
     def begin(self) -> Iterable[Any]:
-        """Return the stream's chunks before the first event."""
+        """Return the chunks with which the stream begins, before any text is there."""
         return ()
 
     def piece(self, index: int, text: str) -> Any:
