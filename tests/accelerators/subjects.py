@@ -103,7 +103,7 @@ class Subject:
 def laid_out(model: ModelConfig, engine: EngineConfig, bits: int) -> Tree:
     """Lay out zeros as the weights of a small model, on this machine; return their shapes."""
     mesh, leaves = make_mesh(engine, model), abstract_params(model)
-    preparation = Preparation(leaves, engine, mesh, model.activation)
+    preparation = Preparation(model, engine, mesh)
     for path, leaf in leaves.items():
         preparation.add(path, leaf, zeros(leaf.shape, bits, vocab_first=path.startswith("embed.")))
     return jax.tree.map(shape_of, preparation.tree())

@@ -49,7 +49,7 @@ def programs_of(*, packed: bool) -> Programs:
     engine = EngineConfig(slots=4, context=128, candidates=32, packed=packed)
     mesh = make_mesh(engine, CONFIG)
     leaves = abstract_params(CONFIG)
-    preparation = Preparation(leaves, engine, mesh)
+    preparation = Preparation(CONFIG, engine, mesh)
     for path, value in packed_weights(CONFIG).items():
         preparation.add(path, leaves[path], value)
     bank = SamplerBank({}, vocab=CONFIG.vocab_size, candidates=32, top_logprobs=20)

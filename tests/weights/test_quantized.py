@@ -101,7 +101,7 @@ def test_both_bodies_multiply_with_the_weights_of_the_file(
 ):
     folder, held = KINDS[kind].write(tmp_path, CONFIG, WEIGHTS)
     leaves = abstract_params(CONFIG)
-    preparation = Preparation(leaves, engine, make_mesh(engine, CONFIG))
+    preparation = Preparation(CONFIG, engine, make_mesh(engine, CONFIG))
     with open_checkpoint(folder) as checkpoint:
         fill(leaves, checkpoint, preparation.add)
     block = preparation.tree()["blocks"][0]
