@@ -15,13 +15,14 @@ CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pyda
 	"lm-eval[api]" sglang-router
 COMPARED := decode prefill $(if $(filter llama.cpp,$(PEER)),sampling)
 
-.PHONY: help install serve test check format bench openvino ray chaos soak fuzz accelerators clients dist \
+.PHONY: help install serve test slow check format bench openvino ray chaos soak fuzz accelerators clients dist \
 	docs sbom clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
 	@echo "make serve     a server on the default model, on port 8000 of this machine"
-	@echo "make test      run the tests"
+	@echo "make test      run the tests, except those that take most of a minute each"
+	@echo "make slow      run the others"
 	@echo "make check     formatting, lint and types"
 	@echo "make format    let ruff format the code"
 	@echo "make bench     run the benchmarks: one line of JSON per figure"
@@ -60,6 +61,9 @@ test: install
 	@$(BIN)/jaxllama pull smollm2-135m || echo "no default model: its tests will be skipped"
 	@$(BIN)/jaxllama pull minilm || echo "no encoder: its test will be skipped"
 	$(BIN)/python -m pytest
+
+slow: install
+	$(BIN)/python -m pytest -m slow
 
 check: install
 	$(BIN)/ruff format --check .

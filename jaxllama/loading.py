@@ -15,7 +15,6 @@ from itertools import zip_longest
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama.config import (
@@ -49,7 +48,7 @@ from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.text.vocabulary import TokenKind
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, fill
-from jaxllama.weights.lora import rank_of, read_adapter
+from jaxllama.weights.lora import digest_of, rank_of, read_adapter
 from jaxllama.weights.store import recommended_for, resolve
 
 logger = logging.getLogger(__name__)
@@ -229,9 +228,7 @@ def load_adapters(
     for name, folder in lora.items():
         weights = read_adapter(Path(folder), model, engine)
         loaded(adapters).load(name, weights)
-        digest.update(name.encode())
-        for leaf in jax.tree.leaves(weights):
-            digest.update(np.ascontiguousarray(leaf).data)
+        digest.update(name.encode() + digest_of(weights))
     if adapters is not None and only_now:
         adapters.fix()
     return digest.hexdigest()

@@ -389,6 +389,7 @@ def few() -> tuple[str, ...]:
     return ("--repetitions", "1", "--tokens", "8", "--depth", "8")
 
 
+@pytest.mark.slow
 def test_serving_is_held_against_the_engine_alone() -> None:
     asked = ("-m", TINY, "--repetitions", "1", "--slots", "2", "--tokens", "4", "--prompt", "4")
     found = records("serve", *asked, "--overhead")
@@ -402,6 +403,7 @@ def test_prefill_never_finds_its_prompt_in_the_cache() -> None:
     assert list(found) == ["tiny-q4_0, 15 tokens"]
 
 
+@pytest.mark.slow
 def test_sampling_measures_each_installed_sampler_and_the_usual_chain() -> None:
     with only(MEASURED):
         found = records("sampling", "-m", TINY, "--rows", "2", "--repetitions", "1")
@@ -415,6 +417,7 @@ def test_sampling_measures_each_installed_sampler_and_the_usual_chain() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.origin(
     "RLLaMA: its benchmark",
     "ExLlama: its benchmark with perplexity and memory",
@@ -469,6 +472,7 @@ def test_a_model_that_does_not_fit_into_memory_is_not_written(
     assert result.exit_code == 1 and "give another one with -m" in result.stderr
 
 
+@pytest.mark.slow
 def test_two_checkouts_are_measured_in_pairs() -> None:
     cases = ("--decode", "2", "--prefill", "40")
     found = records("versus", "-m", TINY, "--repetitions", "2", *cases, sys.executable)
@@ -510,6 +514,7 @@ def test_memory_tells_the_peak_of_loading_and_the_growth_of_decoding() -> None:
     assert "tiny-q4_0, 4 slots, growth over 20 steps, in their second half" in found
 
 
+@pytest.mark.slow
 def test_a_first_start_compiles_and_a_second_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

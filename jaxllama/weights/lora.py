@@ -5,6 +5,7 @@ ranks are padded with zeros to the rank of the adapter arrays. All problems of a
 before anything is returned; code in the folder is never run.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -109,6 +110,16 @@ def read_adapter(path: Path, model: ModelConfig, engine: EngineConfig) -> Adapte
         )
     with closing(FILES[file_path.name](file_path)) as file:
         return arranged(dict(read_pairs(file, settings, model)), model, engine)
+
+
+def digest_of(weights: AdapterWeights) -> bytes:
+    """Return the SHA-256 of the numbers of an adapter."""
+    digest = hashlib.sha256()
+    for groups in weights.values():
+        for matrices in groups.values():
+            for matrix in (matrices.a, *matrices.b):
+                digest.update(np.ascontiguousarray(matrix).data)
+    return digest.digest()
 
 
 def rank_of(path: Path) -> int:

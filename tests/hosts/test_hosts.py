@@ -86,7 +86,7 @@ def answers_in(output: str) -> Any:
     ("kernels", "count", "devices", "mesh"),
     [
         pytest.param("cpu", 4, 1, "model=4", marks=BUILT),
-        pytest.param("cpu", 2, 2, "data=2,model=2", marks=BUILT),
+        pytest.param("cpu", 2, 2, "data=2,model=2", marks=[BUILT, pytest.mark.slow]),
         ("xla", 2, 1, "model=2"),
     ],
 )
