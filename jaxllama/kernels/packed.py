@@ -4,6 +4,7 @@ Made by weight readers (as NumPy arrays), laid out by the bodies. Knows no file 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -80,16 +81,21 @@ def unpack(packed: Packed) -> Float[Array, "O I"]:
     return values.reshape(*outer, -1)
 
 
+def with_rows(packed: Packed, choose: Callable[[Any], Any]) -> Packed:
+    """Return the matrix with its outputs chosen or moved by `choose`, applied to every array."""
+    return dataclasses.replace(
+        packed,
+        codes=choose(packed.codes),
+        scales=choose(packed.scales),
+        minima=None if packed.minima is None else choose(packed.minima),
+    )
+
+
 def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
     """Return the weights of the outputs with these row numbers, such as embeddings, as float32."""
     if packed.order is not None:
         raise ValueError("rows can be taken of a matrix whose inputs are in their own order only")
-    minima = None if packed.minima is None else packed.minima[rows]
-    return unpack(
-        dataclasses.replace(
-            packed, codes=packed.codes[rows], scales=packed.scales[rows], minima=minima
-        )
-    )
+    return unpack(with_rows(packed, lambda array: array[rows]))
 
 
 def dense_of(value: Packed) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxllama.config import ModelConfig
 from jaxllama.kernels.body import HostMatrix, UnreadMatrix
-from jaxllama.kernels.packed import Packed
+from jaxllama.kernels.packed import Packed, with_rows
 
 
 def copies_of_heads(model: ModelConfig, parts: int) -> int:
@@ -85,9 +85,4 @@ def taken(matrix: HostMatrix, outputs: np.ndarray) -> HostMatrix:
     """Return the given outputs of a matrix; of a vector, its numbers at these places."""
     if not isinstance(matrix, Packed):
         return np.take(matrix, outputs, axis=-1)
-    return replace(
-        matrix,
-        codes=np.asarray(matrix.codes)[outputs],
-        scales=np.asarray(matrix.scales)[outputs],
-        minima=None if matrix.minima is None else np.asarray(matrix.minima)[outputs],
-    )
+    return with_rows(matrix, lambda array: np.asarray(array)[outputs])

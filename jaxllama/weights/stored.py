@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from jaxllama.kernels.packed import Packed, dense_of, one_of
+from jaxllama.kernels.packed import Packed, dense_of, one_of, with_rows
 
 Stored = np.ndarray | Packed
 Shape = tuple[int, ...]
@@ -182,12 +182,7 @@ def move_rows(stored: Stored, move: Callable[[np.ndarray], np.ndarray]) -> Store
     """Return a tensor with its rows permuted by `move`; for a Packed matrix, in all its arrays."""
     if not isinstance(stored, Packed):
         return move(stored)
-    return dataclasses.replace(
-        stored,
-        codes=move(np.asarray(stored.codes)),
-        scales=move(np.asarray(stored.scales)),
-        minima=None if stored.minima is None else move(np.asarray(stored.minima)),
-    )
+    return with_rows(stored, lambda array: move(np.asarray(array)))
 
 
 def read_rows(
