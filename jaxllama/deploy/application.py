@@ -203,7 +203,7 @@ def deploy(plan: Plan, address: str | None) -> None:
             handle = serve.run(application(plan), name=NAME, route_prefix="/")
         except RuntimeError as error:
             raise ConfigError(f"the replicas did not start: {last_line(str(error))}") from error
-        logger.info("ready: open %s", url_of(settings))
+        logger.info("ready: open %s", settings.url_at(settings.host, settings.port))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         stop.wait()
@@ -239,13 +239,6 @@ def http_options(settings: Settings) -> dict[str, Any]:
         "ssl_certfile": settings.tls_certificate,
         "ssl_keyfile": settings.tls_key,
     }
-
-
-def url_of(settings: Settings) -> str:
-    """Return the URL that Ray Serve's proxies listen on."""
-    scheme = "https" if settings.tls_certificate else "http"
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{scheme}://{host}:{settings.port}"
 
 
 def last_line(text: str) -> str:

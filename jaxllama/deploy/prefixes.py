@@ -31,11 +31,10 @@ def blocks_of(body: Any) -> tuple[int, ...]:
         return ()
     most = BLOCK * MOST_BLOCKS
     text = ""
-    for name in FIELDS:
-        for each in texts_in(body.get(name)):
-            text += f"{each[:most]}\0"
-            if len(text) >= most:
-                break
+    for each in texts_in([body.get(name) for name in FIELDS]):
+        text += f"{each[:most]}\0"
+        if len(text) >= most:
+            break
     found, last = [], b""
     for end in range(BLOCK, min(len(text), most) + 1, BLOCK):
         raw = text[end - BLOCK : end].encode("utf-8", "surrogatepass")

@@ -107,8 +107,7 @@ class Server:
         """URL of the address that the server listens on."""
         assert self._listening is not None
         host, port = self._listening.sockets[0].getsockname()[:2]
-        scheme = "https" if self.settings.tls_certificate else "http"
-        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        return self.settings.url_at(host, port)
 
     @property
     def open_url(self) -> str:

@@ -120,6 +120,11 @@ class Settings:
                     f"10.0.0.7 or a network such as 10.0.0.0/8"
                 ) from error
 
+    def url_at(self, host: str, port: int) -> str:
+        """Return the URL of the server at an address; `host` is a name, or an IP address."""
+        scheme = "https" if self.tls_certificate else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
     @property
     def is_loopback(self) -> bool:
         """Whether the server listens only for this machine."""
