@@ -297,14 +297,13 @@ class Gateway:
             return
         form = await self._forms.response(error, parcel.method, parcel.target, names)
         logger.info("refused", extra={"facts": {"status": form.status, **error.as_facts()}})
-        headers = [
-            ("Content-Type", form.content_type),
+        assert isinstance(form.body, bytes)
+        headers = (
+            *form.headers.items(),
             ("Content-Length", str(len(form.body))),
             ("X-Content-Type-Options", "nosniff"),
-        ]
-        if form.retry_after is not None:
-            headers.append(("Retry-After", str(form.retry_after)))
-        await out.whole(form.status, tuple(headers), form.body)
+        )
+        await out.whole(form.status, headers, form.body)
 
     async def _refuse_socket(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Refuse a WebSocket, with a body that says why where the server can send one.
@@ -321,7 +320,7 @@ class Gateway:
             "not_implemented",
         )
         form = await self._forms.response(error, "GET", target_of(scope))
-        raw = [(b"content-type", form.content_type.encode())]
+        raw = [(b"content-type", form.headers["Content-Type"].encode())]
         start = {"type": "websocket.http.response.start", "status": form.status, "headers": raw}
         await send(start)
         await send({"type": "websocket.http.response.body", "body": form.body})

@@ -24,7 +24,7 @@ from jaxllama.serve.page import Page
 from jaxllama.serve.routing import RouteTable
 from jaxllama.serve.settings import Settings
 from jaxllama.serve.sockets import OPEN_SOCKETS, close_sockets
-from jaxllama.serve.wire import one_body
+from jaxllama.serve.wire import error_response
 from jaxllama.service import State
 from jaxllama.service.answers import Caller
 from jaxllama.service.served_models import ServedModels
@@ -148,10 +148,7 @@ class Front:
 
     def _refuse(self, request: web.Request, error: JaxLlamaError) -> web.Response:
         """Make the error response; log the refusal, unless the service logs the request itself."""
-        dialect = request[DIALECT]
-        response = one_body(dialect.error_body(error), dialect.error_status(error))
-        if error.retry_after is not None:
-            response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        response = error_response(request[DIALECT], error)
         if self._models.state is State.DRAINING or not request.content.at_eof():
             response.force_close()
         caller = request[CALLER]

@@ -5,9 +5,8 @@ name.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 from aiohttp import web
 from yarl import URL
@@ -16,19 +15,9 @@ from jaxllama.errors import JaxLlamaError
 from jaxllama.serve.app import route_table
 from jaxllama.serve.dialect import Dialect
 from jaxllama.serve.settings import Settings
-from jaxllama.serve.wire import encode
+from jaxllama.serve.wire import error_response
 from jaxllama.service import GenerationService
 from jaxllama.service.served_models import ServedModels
-
-
-@dataclass(frozen=True)
-class ErrorResponse:
-    """An error as a whole response."""
-
-    status: int
-    content_type: str
-    body: bytes
-    retry_after: int | None  # seconds
 
 
 class ErrorForms:
@@ -42,7 +31,7 @@ class ErrorForms:
 
     async def response(
         self, error: JaxLlamaError, method: str, target: str, names: Collection[str] = ()
-    ) -> ErrorResponse:
+    ) -> web.Response:
         """Return the response to a request with this method and target (path and query).
 
         `names` are the fields of its body; they decide where dialects (HTTP APIs) share a path.
@@ -50,15 +39,7 @@ class ErrorForms:
         url = URL(target, encoded=True)
         asked = cast(web.Request, SimpleNamespace(method=method, rel_url=url))
         match = await self._router.resolve(asked)
-        dialect = self._table.meant(match.handler, url.path, names)
-        body: Any = dialect.error_body(error)
-        is_text = isinstance(body, str)
-        return ErrorResponse(
-            dialect.error_status(error),
-            "text/plain; charset=utf-8" if is_text else "application/json",
-            body.encode() if is_text else encode(body),
-            None if error.retry_after is None else max(1, round(error.retry_after)),
-        )
+        return error_response(self._table.meant(match.handler, url.path, names), error)
 
 
 def no_model() -> NoReturn:

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from jaxllama.errors import JaxLlamaError, SlowReader
 from jaxllama.serve.fronted import IS_FRONTED, LAST_WORDS, last_words
-from jaxllama.serve.keys import BEGUN, CALLER, DIALECT, SETTINGS
+from jaxllama.serve.keys import BEGUN, CALLER, DIALECT, SETTINGS, ErrorForm
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,14 @@ def one_body(value: Any, status: int = 200) -> web.Response:
     if isinstance(value, str):
         return web.Response(text=value, status=status)
     return one_json(value, status)
+
+
+def error_response(form: ErrorForm, error: JaxLlamaError) -> web.Response:
+    """Make the response for an error, in the form of an HTTP API and with its `Retry-After`."""
+    response = one_body(form.error_body(error), form.error_status(error))
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    return response
 
 
 class ResponseStream:
