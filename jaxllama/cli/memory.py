@@ -106,7 +106,10 @@ def groups_of(checkpoint: Checkpoint, engine: EngineConfig) -> list[tuple[str, .
 
 
 def preparation_of(checkpoint: Checkpoint, engine: EngineConfig) -> Preparation:
-    """Return an empty `Preparation` for these settings, to which weights can be added."""
+    """Return a `Preparation` for these settings: it lays out the weights that it is given.
+
+    None is given here; it is only asked which layers it lays out together.
+    """
     config = checkpoint.config
     mesh = make_mesh(engine, config)
     return Preparation(config, engine, mesh)

@@ -172,7 +172,10 @@ def gather(params: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def section(option: click.Option) -> str:
-    """Return the prefix for an option's section of --help; "" for the command's own options."""
+    """Return the parameter prefix, such as `load_`, that tells the --help section of an option.
+
+    "" for the command's own options.
+    """
     name = option.name or ""
     return next((each for each in (LOAD, CORE, KNOB) if name.startswith(each)), "")
 

@@ -62,7 +62,10 @@ FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
 
 
 class Blueprints:
-    """Describes the programs of one model and one engine size, so that they can be compiled."""
+    """What XLA needs to compile the programs of one engine: functions, and types of arguments.
+
+    The programs (`decode`, `prefill`, `admit` and others) are those of one model and engine size.
+    """
 
     def __init__(
         self,
@@ -73,10 +76,10 @@ class Blueprints:
         mesh: Mesh,
         adapters: AdapterBlocks | None = None,
     ) -> None:
-        """Describe the programs; `params` and `adapters` give shapes, types and shardings only.
+        """Note the functions and types of the programs; nothing is compiled yet.
 
-        `bank` has the samplers. Without `adapters`, the programs for low-rank adapters are left
-        out.
+        `params` and `adapters` give shapes, types and shardings only; `bank` has the samplers.
+        Without `adapters`, the programs for low-rank adapters are left out.
         """
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         where = split_of(params, adapters, engine, mesh)

@@ -239,9 +239,10 @@ class Programs:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Return figures for metrics: programs by origin, seconds they took, those still to make.
+        """Return figures for metrics: how many programs were compiled, loaded, are still to make.
 
-        `recompilations` counts the programs that were compiled though no start planned them.
+        With the seconds that compiling and loading took. `recompilations` counts the programs that
+        were compiled although they were not in the plan at the start.
         """
         made = list(self.made.items())
         compiled = [each.seconds for _, each in made if each.is_compiled]

@@ -594,10 +594,10 @@ def apply_guidance(
 def adapters_of(
     blocks: AdapterBlocks | None, state: DecodeState, places: int = 1
 ) -> Adapters | None:
-    """Return the adapter of every row, the list of rows repeated `places` times.
+    """Return which adapter each token has that the model computes, and the adapters' arrays.
 
-    `blocks` are the arrays of all adapters; None if they are None. `state` says which adapter each
-    row has; `places` is the number of tokens that the model computes per row.
+    `blocks` are these arrays; without them, return None. `state` says which adapter each row has.
+    The model computes `places` tokens per row: first one of every row, then the next of every row.
     """
     if blocks is None:
         return None

@@ -214,11 +214,11 @@ class ScriptedPrograms(Programs):
     def peek(
         self, state: Any, slot: Any, pairs: Any, start: Any, last: Any, adapter: Any = None
     ) -> tuple[Any, Peek]:
-        """Return the state, and the log-probability of each target token after those before it.
+        """Return the state, and the log-probability of each target token given the tokens before.
 
-        `pairs` holds token ids and the target after each; the ids are put into the slot's cache
-        from position `start` on. `last` is the index of the last id that counts; `adapter` is
-        ignored.
+        `pairs` holds token ids, and for each the target that follows it; the ids are put into the
+        slot's cache from position `start` on. `last` is the index of the last id that counts;
+        `adapter` is ignored.
         """
         del adapter
         ids, targets = pairs
