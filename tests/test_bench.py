@@ -28,7 +28,7 @@ from jaxllama import LLM
 from jaxllama.kernels.cpu import library
 from jaxllama.request import Finished, FinishReason, Token, Usage
 from jaxllama.testing import check_weights
-from tests.support import QuickPrograms, only
+from tests.support import QUICK_PROCESS, QuickPrograms, only
 from tests.weights.encoder_writer import write_encoder
 
 ROOT = Path(__file__).parents[1]
@@ -98,7 +98,8 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def on_path(monkeypatch: pytest.MonkeyPatch, caches: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in other processes, too
+    for name, value in QUICK_PROCESS.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.syspath_prepend(BENCH)
 
 
