@@ -107,10 +107,21 @@ def nginx(proxy: int, ports: list[int]) -> Iterator[None]:
         command = ["nginx", "-p", folder, "-c", str(config), "-e", f"{folder}/errors"]
         process = subprocess.Popen(command)
         try:
+            wait_for(proxy, process)
             yield
         finally:
             process.terminate()
             process.wait()
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process listens on this port; raise NoServer if it ends."""
+    while True:
+        if process.poll() is not None:
+            raise NoServer(f"nginx ended with {process.returncode}")
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.02)
 
 
 def configuration(recipe: str, proxy: int, ports: list[int], folder: str) -> str:
