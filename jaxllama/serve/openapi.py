@@ -39,6 +39,7 @@ REFUSALS = {
     501: "the server was started without what this needs",
     503: "no request is taken now; try again after the time in Retry-After",
     504: "the request took too long",
+    507: "the server's disk does not take what is to be stored",
 }
 NO: dict[str, Json] = {  # type of an unsupported field -> schema of the accepted values
     "boolean": {"enum": [False, None]},
