@@ -205,7 +205,13 @@ def test_scales_of_the_cache_lie_with_their_numbers():
 
 
 @pytest.mark.parametrize(
-    ("text", "sizes"), [(None, (1, 1)), ("data=2", (2, 1)), ("model=4, data=2", (2, 4))]
+    ("text", "sizes"),
+    [
+        (None, (1, 1, 1)),
+        ("data=2", (2, 1, 1)),
+        ("model=4, data=2", (2, 4, 1)),
+        ("stage=2,data=4", (4, 1, 2)),
+    ],
 )
 def test_mesh_text_is_understood(text, sizes):
     assert parse_mesh(text) == sizes

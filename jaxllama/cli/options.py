@@ -226,9 +226,16 @@ def loading_options(slots: int | None) -> list[click.Option]:
         ),
         option(
             *("--mesh", "load_mesh"),
-            metavar="data=D,model=M",
-            help="Spread slots over D groups of M devices, and weights over the M devices "
-            "[default: one device].",
+            metavar="data=D,model=M,stage=S",
+            help="Spread slots over D groups of M devices, and weights over the M devices; with S, "
+            "such groups for each of S stages of the layers [default: one device].",
+        ),
+        option(
+            *("--stage-layers", "load_stage_layers"),
+            metavar="N,N,…",
+            help="With --mesh stage=S, give the stages so many layers, or layers by the memory of "
+            "their devices (16GB,24GB) [default: by the memory that the devices report, else "
+            "equal parts].",
         ),
         option(
             *("--kernels", "load_kernels"),

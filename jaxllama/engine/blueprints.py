@@ -8,7 +8,7 @@ disk and no calls.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,8 @@ from jaxllama.model.spread import Partitions
 
 SUFFIX = "_adapted"  # of programs for calls with an adapter
 LEAN, WHOLE, ADAPTED = "decode_lean", "decode", "decode_adapted"
-SAVE = "save"  # the one program that does not consume the state, and returns none
+SAVE, FEED, BLANK = "save", "feed", "blank"
+READERS = (SAVE, FEED, BLANK)  # programs that do not consume the state, and return none
 # Every program with its purpose, in the order in which requests need them.
 PURPOSES = {
     "empty": "makes the state of an engine",
@@ -67,6 +68,8 @@ class Blueprints:
     The programs (`decode`, `prefill`, `admit` and others) are those of one model and engine size.
     """
 
+    kind: ClassVar[type[Steps]] = Steps
+
     def __init__(
         self,
         model: ModelConfig,
@@ -83,7 +86,8 @@ class Blueprints:
         """
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         where = split_of(params, adapters, engine, mesh)
-        self.steps = Steps(model, engine, bank, where, draft_cost=draft_cost(model, engine, params))
+        cost = draft_cost(model, engine, params)
+        self.steps = self.kind(model, engine, bank, where, draft_cost=cost)
         self.names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
         self.traces: Counter[str] = Counter()
         with jax.set_mesh(mesh):  # the cache's types depend on the platform
@@ -128,7 +132,7 @@ class Blueprints:
             found = function(*map(as_tree, arguments, args))
             if isinstance(found, FLAT):
                 return leaves_of(found)
-            if name == SAVE:
+            if name in READERS:
                 return found
             state, output = found
             return leaves_of(state), output
@@ -137,7 +141,7 @@ class Blueprints:
         donated = tuple(
             index
             for index, part in enumerate(arguments)
-            if isinstance(part, DecodeState) and name != SAVE
+            if isinstance(part, DecodeState | StepOutput) and name not in READERS
         )
         with jax.set_mesh(self.mesh):
             jitted = jax.jit(traced, donate_argnums=donated, out_shardings=self.outputs(name))

@@ -33,7 +33,7 @@ a row that has an adapter. It takes the adapters' arrays last, and the slot's ad
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -100,18 +100,22 @@ class Programs:
         *,
         executables: Executables | None = None,
         adapters: AdapterBlocks | None = None,
+        blueprints: Blueprints | None = None,
     ) -> None:
         """Prepare to compile or load the programs; nothing is compiled yet.
 
         `bank` has the samplers. `adapters` are the device arrays of low-rank adapters, None for
-        none. `executables` are compiled programs on disk, None to keep none.
+        none. `executables` are compiled programs on disk, None to keep none. `blueprints` describe
+        the programs; None: those of a model whose layers all have the devices of `mesh`.
         """
         model = with_copies(model, engine.model_parallel)
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         self.body = body_named(engine.kernels)  # its operations are what the programs call
         self.params = params
         self.executables = executables
-        self.blueprints = Blueprints(model, engine, bank, params, mesh, adapters)
+        if blueprints is None:
+            blueprints = Blueprints(model, engine, bank, params, mesh, adapters)
+        self.blueprints = blueprints
         self.steps, self.names = self.blueprints.steps, self.blueprints.names
         self.made: dict[str, ProgramOrigin] = {}
         self.is_sealed = False  # compiling is an error from now on
@@ -161,6 +165,11 @@ class Programs:
         """Return how many prompt tokens one prefill call takes at most."""
         return self.steps.chunk
 
+    @property
+    def devices(self) -> list[Any]:
+        """List the devices on which the programs run."""
+        return list(self.mesh.devices.flat)
+
     @cached_property
     def weight_bytes(self) -> int:
         """Return about how many bytes of weights a decode step reads, those of drafts left out."""
@@ -177,10 +186,11 @@ class Programs:
         read = self.weight_bytes / step_seconds
         flops = 2 * self.model.parameters_per_token * rows / step_seconds
         found = {"weight_bytes_per_second": read, "flops_per_second": flops}
-        chip = chip_of(self.mesh.devices.flat[0].device_kind)
+        kinds = {device.device_kind for device in self.devices}
+        chip = chip_of(kinds.pop()) if len(kinds) == 1 else None
         if chip is not None:
-            found["bandwidth_share"] = read / self.mesh.size / chip.bandwidth
-            found["flops_share"] = flops / self.mesh.size / chip.flops
+            found["bandwidth_share"] = read / len(self.devices) / chip.bandwidth
+            found["flops_share"] = flops / len(self.devices) / chip.flops
         return found
 
     def prepare(self, progress: Progress | None = None, *, behind: bool = True) -> None:
@@ -192,10 +202,12 @@ class Programs:
         self.report = progress or self.report
         self._serves_lean = self.body.prefers_lean or not self._is_kept(WHOLE)
         chooser = LEAN if self._serves_lean else WHOLE
-        first = (*FIRST, chooser)
-        rest = [name for name in self.names if name not in (*first, LEAN)] if behind else []
+        first = self._all_parts((*FIRST, chooser))
+        others = self._all_parts(name for name in self.names if name != LEAN) if behind else []
+        rest = [part for part in others if part not in first]
         self._planned = frozenset((*first, *rest))
-        self._compiler.start([chooser, *rest])  # the slowest of the first, beside the others
+        # The slowest of the first, beside the others.
+        self._compiler.start([*self.parts(chooser), *rest])
         try:
             self._try_samplers()
             self._make_all(first)
@@ -211,9 +223,25 @@ class Programs:
         """
         self._serves_lean = self.body.prefers_lean
         self.report = progress or self.report
-        self._planned = frozenset(self.names)
+        self._planned = frozenset(self._all_parts(self.names))
         self._try_samplers()
-        self._make_all([name for name in self.names if name != LEAN or self._serves_lean])
+        used = (name for name in self.names if name != LEAN or self._serves_lean)
+        self._make_all(self._all_parts(used))
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Return the names of the compiled programs that make up the program `name`.
+
+        That is itself, unless the layers of the model lie on several groups of devices.
+        """
+        return (name,)
+
+    def _all_parts(self, names: Iterable[str]) -> list[str]:
+        """Return the parts of all these programs, each once."""
+        return list(dict.fromkeys(part for name in names for part in self.parts(name)))
+
+    def _described(self, part: str) -> tuple[Blueprints, str]:
+        """Return the blueprints that have a part of a program, and its name in them."""
+        return self.blueprints, part
 
     def compiled(self, name: str) -> Any:
         """Return the executable of one program: from memory, from disk, or compiled now.
@@ -225,12 +253,14 @@ class Programs:
 
     def is_ready(self, name: str) -> bool:
         """Say whether a call of this program need not wait for the background thread."""
-        return not self._compiler.is_pending(name)
+        return not any(map(self._compiler.is_pending, self.parts(name)))
 
     def wait(self, name: str, seconds: float) -> None:
         """Let the background thread make this program next; wait for it, at most `seconds`."""
-        self._compiler.hurry(name)
-        self._compiler.wait(name, seconds)
+        for part in filter(self._compiler.is_pending, self.parts(name)):
+            self._compiler.hurry(part)
+            self._compiler.wait(part, seconds)
+            return
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -451,7 +481,8 @@ class Programs:
             self._compiling.add(name)
             if name in self._goal or not self._goal:
                 self.report(f"compiling {name}", self._reached, max(1, len(self._goal)))
-            found = self.blueprints.lowered(name).compile(self._compiler_options())
+            blueprints, own = self._described(name)
+            found = blueprints.lowered(own).compile(self._compiler_options())
         seconds = time.perf_counter() - started
         self.made[name] = ProgramOrigin(is_compiled, seconds)
         level = logging.INFO if seconds >= LOGGED_SECONDS else logging.DEBUG
@@ -465,13 +496,14 @@ class Programs:
         """Load a program from disk; None if it is not there or not usable."""
         if self.executables is None:
             return None
-        called, outputs = self.blueprints.called(name), self.blueprints.outputs(name)
+        blueprints, own = self._described(name)
+        called, outputs = blueprints.called(own), blueprints.outputs(own)
         trees = (jax.tree.structure((called, {})), jax.tree.structure(outputs))
-        return self.executables.load(name, trees, list(self.mesh.devices.flat))
+        return self.executables.load(name, trees, list(blueprints.mesh.devices.flat))
 
     def _is_kept(self, name: str) -> bool:
         """Say whether a compiled program has a file on disk."""
-        return self.executables is not None and self.executables.has(name)
+        return self.executables is not None and all(map(self.executables.has, self.parts(name)))
 
     def _refuse_if_sealed(self, name: str) -> None:
         if self.is_sealed:

@@ -78,7 +78,7 @@ Draw = Callable[[DecodeState, Array, Array, Array], tuple[DecodeState, StepOutpu
 class Runs(NamedTuple):
     """Short runs of tokens in one slot, and the targets whose log-probability is requested."""
 
-    ids: Int32[Array, " R"]
+    ids: Int32[Array, " R"] | Float[Array, "R D"]
     places: Int32[Array, "2 G"]  # first column and real length of each run
     rows: Int32[Array, " A"]  # rows of `ids` that have targets after them
     pairs: Int32[Array, "2 B"]  # of each target: its index in `rows`, its token
@@ -107,7 +107,7 @@ class Steps:
         # Where calls often run the lean program, it has nothing but the common samplers.
         self._whole = TokenChooser(bank)
         self._lean = TokenChooser(bank, bank.common, lists=not body.prefers_lean)
-        body.check_drafts(engine.draft_tokens, engine.data_parallel * engine.model_parallel)
+        body.check_drafts(engine.draft_tokens, engine.devices)
         self.places = 1 + engine.draft_tokens  # tokens that a row may draw in one step
         self._for_prompts = body.for_prompts
         self.tile = body.prompt_tile(engine.slots)
@@ -214,12 +214,9 @@ class Steps:
         places: int | None = None,
     ) -> tuple[DecodeState, StepOutput]:
         places = self.places if places is None else places
-        most = self.engine.steps_per_sync * places
         draw = partial(self._draw, chooser)
         logits = jnp.zeros((self.engine.slots, self.model.vocab_size), jnp.float32)
-        shapes = jax.eval_shape(draw, state, logits, state.active, allowed)[1]
-        blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
-        blank = blank._replace(token=blank.token - 1)
+        blank = self._blank(draw, state, allowed, self.engine.steps_per_sync * places)
         if places > 1:
             blank = blank._replace(drafted=jnp.zeros_like(blank.token))
 
@@ -242,6 +239,17 @@ class Steps:
         room = logits if places > 1 else None
         _, state, output, _ = lax.while_loop(more, one, (jnp.int32(0), state, blank, room))
         return state, output
+
+    def _blank(self, draw: Draw, state: DecodeState, allowed: Any, most: int) -> StepOutput:
+        """Return an output of `most` places in which no token is drawn yet.
+
+        `draw` chooses tokens from logits; of `state` and of the masks `allowed`, only shapes count.
+        """
+        logits = jax.ShapeDtypeStruct((self.engine.slots, self.model.vocab_size), jnp.float32)
+        active = jax.ShapeDtypeStruct((self.engine.slots,), jnp.bool_)
+        shapes = jax.eval_shape(draw, state, logits, active, allowed)[1]
+        blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+        return blank._replace(token=blank.token - 1)
 
     def _step_with_drafts(  # noqa: PLR0913, PLR0917 - what a step reads, and where it writes
         self,
@@ -500,7 +508,7 @@ class Steps:
         params: Tree,
         state: DecodeState,
         slot: Array,
-        pairs: Int32[Array, "2 R"],
+        pairs: Int32[Array, "2 R"] | tuple[Float[Array, "R D"], Int32[Array, " R"]],
         start: Array,
         last: Array,
         adapter: SlotAdapter | None = None,
@@ -547,7 +555,7 @@ class Steps:
         params: Tree,
         state: DecodeState,
         slot: Array,
-        ids: Int32[Array, " R"],
+        ids: Int32[Array, " R"] | Float[Array, "R D"],
         start: Array,
         last: Array,
     ) -> tuple[DecodeState, Pooled]:
