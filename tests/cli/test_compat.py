@@ -75,6 +75,7 @@ LINES = [
         "--temperature=0.5 --top-k=3 --top-p=0.65 --top-p-strict=true --repetition-window=100 "
         "--repetition-decay=50 --min-length=4 --max-tokens=256",
     ),
+    ("exllama -d m -gs 17.2,24", "chat --mesh=stage=2 --stage-layers=17.2GiB,24GiB"),
     ("exllama -d m -cpe 2 -a 3 -l 9", "chat --rope-scale=2.0 --rope-alpha=3.0 --context=9"),
     ("exllama -m f/m -t t -c f/config.json -ld a", "chat --model=f/m --tokenizer=t --lora=a"),
     ("exllama -d m -lora a/adapter_model.bin", "chat --lora=a"),
