@@ -48,10 +48,11 @@ def quick_programs() -> Iterator[None]:
 
     They run for milliseconds: compiling them well would take most of the time.
     """
-    from tests.support import quick_operations  # noqa: PLC0415
+    import jax  # noqa: PLC0415
 
-    with quick_operations():
-        yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,7 +30,7 @@ class Figures:
         self.seconds += usage.seconds
 
     def lines(self, context: int) -> Iterator[str]:
-        """Yield lines about the last answer, the session and its context, of `context` tokens."""
+        """Yield the figures as lines of text; `context` is how many tokens a slot holds."""
         last = self.last
         if last is None:
             yield "no answer yet"

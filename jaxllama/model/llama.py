@@ -32,26 +32,20 @@ AttendLayer = Callable[[Projections], Attended]
 
 
 class Llama(Module):
-    """The network: embedding, blocks, final norm, and the head that computes logits.
-
-    A stage of a pipeline (`StageConfig`) has some of the blocks, and of the ends those that are its
-    own. All but the first take hidden states in place of tokens.
-    """
+    """The network: embedding, blocks, final norm, and the head that computes logits."""
 
     def __init__(self, config: ModelConfig, attention: AttentionOps) -> None:
         self.config = config
         self.attention = attention
-        if config.reads_tokens or (config.tied and config.gives_logits):
-            self.embed = Embedding(config.vocab_size, config.width)
+        self.embed = Embedding(config.vocab_size, config.width)
         self.blocks = [Block(config, spec) for spec in config.specs]
-        if config.gives_logits:
-            self.final_norm = Norm(config.width, config.norm_eps)
-            head = Linear(config.width, config.vocab_size, ("width", "vocab"), bias=False)
-            self.unembed = None if config.tied else head
+        self.final_norm = Norm(config.width, config.norm_eps)
+        head = Linear(config.width, config.vocab_size, ("width", "vocab"), bias=False)
+        self.unembed = None if config.tied else head
 
     def step(
         self,
-        tokens: Int[Array, " S"] | Float[Array, "S D"],
+        tokens: Int[Array, " S"],
         cache: KVCache,
         position: Int[Array, " S"],
         active: Bool[Array, " S"],
@@ -106,7 +100,7 @@ class Llama(Module):
 
     def prompt(
         self,
-        tokens: Int[Array, " L"] | Float[Array, "L D"],
+        tokens: Int[Array, " L"],
         cache: KVCache,
         slot: Int[Array, ""],
         start: Int[Array, ""],
@@ -132,7 +126,7 @@ class Llama(Module):
 
     def branches(
         self,
-        tokens: Int[Array, " L"] | Float[Array, "L D"],
+        tokens: Int[Array, " L"],
         cache: KVCache,
         slot: Int[Array, ""],
         places: Int[Array, "2 G"],
@@ -165,11 +159,7 @@ class Llama(Module):
         return self.through(tokens, cache, attend, RowInfo(position, None, "rows", adapters))
 
     def through(
-        self,
-        tokens: Int[Array, " L"] | Float[Array, "L D"],
-        cache: KVCache,
-        attend: Attend,
-        rows: RowInfo,
+        self, tokens: Int[Array, " L"], cache: KVCache, attend: Attend, rows: RowInfo
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Apply the embedding and all blocks to tokens; return hidden states and the new cache.
 
@@ -178,18 +168,15 @@ class Llama(Module):
         """
         config = self.config
         with jax.named_scope("embed"):
-            given = tokens
-            if config.reads_tokens:
-                given = scaled(self.embed(tokens), config.embed_scale)
-            x = constrain(given, rows.axis, "width")
+            x = constrain(scaled(self.embed(tokens), config.embed_scale), rows.axis, "width")
         with jax.named_scope("rope_tables"):
             ropes = dict.fromkeys(config.rope_of(spec) for spec in config.specs)
             rotations = {each: rope.layer_tables(config, each, rows.position) for each in ropes}
         layers = []
         for index, (block, spec) in enumerate(zip(self.blocks, config.specs, strict=True)):
-            of_layer = (rotations[config.rope_of(spec)], cache[index], config.window_of(spec))
+            given = (rotations[config.rope_of(spec)], cache[index], config.window_of(spec))
             with jax.named_scope(f"block_{index}"):
-                x, updated = block(x, rows.of_block(index), rows.axis, attending(attend, *of_layer))
+                x, updated = block(x, rows.of_block(index), rows.axis, attending(attend, *given))
             layers.append(updated)
         return x, tuple(layers)
 

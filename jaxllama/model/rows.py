@@ -57,11 +57,7 @@ class BlockRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def of(self, group: str) -> MatmulRows:
-        """Return what a matmul with the weights of `group` must know about its rows.
-
-        A group has the weights that multiply the same rows, such as "qkv"; adapters are kept by
-        group.
-        """
+        """Return rows and adapters for the weights of `group`, which multiply the same rows."""
         return MatmulRows(self.active, self.groups.get(group), self.adapters)
 
 

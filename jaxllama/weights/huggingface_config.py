@@ -337,10 +337,7 @@ def read_longrope(
 
 
 def read_factors(rule: CheckedFields, key: str) -> tuple[float, ...]:
-    """Return the RoPE factors, one per rotated pair, of the list `key` in a config's `rule`.
-
-    Raises BadHeader unless they are positive numbers.
-    """
+    """Return the positive numbers in the list `key` of the object `rule`, one per rotated pair."""
     values = rule.items(key)
     if not values or len(values) > MAX_HEADS:
         raise BadHeader(
