@@ -11,8 +11,9 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 	$$each -c '$(ENOUGH)' 2>/dev/null && echo $$each && break; done)
 BENCHES := machine kernels decode prefill classify encode sampling memory prompt_cache restore \
 	compile serve speculation
-CLIENTS := openai anthropic ollama litellm llm langchain-openai instructor "pydantic-ai-slim[openai]" \
-	"lm-eval[api]" sglang-router
+# Only recent versions: pip would look through hundreds of older ones.
+CLIENTS := "openai>=3" "anthropic>=2" "ollama>=0.6" "litellm>=1.80" "llm>=0.27" "langchain-openai>=1" \
+	"instructor>=1.12" "pydantic-ai-slim[openai]>=1" "lm-eval[api]>=0.4.9" "sglang-router>=0.2"
 COMPARED := decode prefill $(if $(filter llama.cpp,$(PEER)),sampling)
 
 .PHONY: help install serve test slow check format bench openvino ray chaos soak fuzz accelerators clients dist \

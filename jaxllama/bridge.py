@@ -242,7 +242,7 @@ class EngineThread:
         self._send(lambda: None, self._refuse_backlog)
 
     def _refuse_backlog(self) -> None:
-        """End all requests and probes in the backlog with EngineStopped."""
+        """End all work in the backlog, requests to generate and to score, with EngineStopped."""
         for work in self.backlog.drain():
             if isinstance(work, Ticket):
                 work.emit(self._stopped())

@@ -195,6 +195,16 @@ class ModelConfig:
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
 
     @property
+    def reads_tokens(self) -> bool:
+        """Say whether the model has its embedding; a later stage reads hidden states instead."""
+        return True
+
+    @property
+    def gives_logits(self) -> bool:
+        """Say whether the model has its final norm and head; an early stage has not."""
+        return True
+
+    @property
     def parameters(self) -> int:
         """Return the number of weights in matrices; norms and biases are not counted."""
         count = 0 if self.experts is None else self.experts.count
@@ -262,6 +272,24 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig(ModelConfig):
+    """The shape of one stage of a model: neighbouring layers, which have devices of their own."""
+
+    index: int = 0
+    stages: int = 1  # of the model
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Say whether this is the first stage, which has the embedding."""
+        return self.index == 0
+
+    @property
+    def gives_logits(self) -> bool:
+        """Say whether this is the last stage, which has the final norm and the head."""
+        return self.index == self.stages - 1
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """The size of the engine: every number that fixes the shape of a compiled program."""
 
@@ -280,6 +308,7 @@ class EngineConfig:
     cache_dtype: str = "float32"
     data_parallel: int = 1  # mesh axis `data`: slots
     model_parallel: int = 1  # mesh axis `model`: heads, ffn, vocabulary
+    stage_layers: tuple[int, ...] = ()  # layers of each stage of a pipeline; (): no stages
     adapter_slots: int = 0  # low-rank adapters that can be loaded at the same time; 0: none
     adapter_rank: int = RANK_STEP  # highest rank of an adapter
     draft_tokens: int = 0  # most tokens that a decode step drafts for a row; 0: no speculation
@@ -288,6 +317,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         self._check_adapters()
+        self._check_stages()
         if not 0 <= self.draft_tokens <= MOST_DRAFTS:
             raise ConfigError(f"draft_tokens is {self.draft_tokens}; it must be 0 to {MOST_DRAFTS}")
         if self.draft_model is not None and not self.draft_tokens:
@@ -328,6 +358,28 @@ class EngineConfig:
                 f"adapter_rank is {self.adapter_rank}; it must be a multiple of {RANK_STEP}, at "
                 f"most {MOST_RANK}"
             )
+
+    def _check_stages(self) -> None:
+        if len(self.stage_layers) == 1 or any(layers < 1 for layers in self.stage_layers):
+            raise ConfigError(
+                f"stages have {self.stage_layers} layers; expected two stages or more, of at least "
+                f"one layer each, or none"
+            )
+        if self.stage_layers and self.adapter_slots:
+            raise ConfigError(
+                f"adapter_slots is {self.adapter_slots} with {len(self.stage_layers)} stages; "
+                f"expected 0: LoRA adapters need a mesh without the axis stage"
+            )
+
+    @property
+    def stages(self) -> int:
+        """Return the number of stages of the pipeline; 1: all layers have the same devices."""
+        return max(1, len(self.stage_layers))
+
+    @property
+    def devices(self) -> int:
+        """Return the number of devices of the whole mesh."""
+        return self.stages * self.data_parallel * self.model_parallel
 
     @property
     def columns(self) -> int:

@@ -54,7 +54,7 @@ class Confined(PromptFormat):
         return self._ask("render_tools", (messages, tools), answer=answer)
 
     def start(self) -> None:
-        """Start one process ahead of time, for the first conversation."""
+        """Start one of the processes that render, so that the first conversation need not wait."""
         self._workers.start()
 
     def close(self) -> None:

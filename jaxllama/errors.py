@@ -25,6 +25,7 @@ Wording: the wrong value - the expected value - the remedy.
     │   └── HttpError               wrong transfer of a request; has its own status and code
     ├── QueueFull                   the queue of waiting requests is full
     ├── WorkerDied                  a process that prepares requests was killed from outside
+    ├── CannotStore                 the server's disk does not take a file, such as an upload
     ├── NotReady                    the model is still loading, or the server is shutting down
     ├── ReplicaLost                 the replica that answered a request has ended
     ├── ModelFailed                 the model that a request names could not be loaded
@@ -193,6 +194,13 @@ class WorkerDied(JaxLlamaError):
     status = 503
     code = "worker_died"
     retry_after = 1.0
+
+
+class CannotStore(JaxLlamaError):
+    """The server cannot write a file that a request asks it to keep; its disk may be full."""
+
+    status = 507
+    code = "cannot_store"
 
 
 class NotReady(JaxLlamaError):

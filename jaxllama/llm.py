@@ -28,6 +28,7 @@ from jaxllama.engine.adapters import LoadedAdapters, check_adapter_name, loaded
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import PROGRAMS, Executables
+from jaxllama.engine.pipeline import Pipeline
 from jaxllama.engine.probes import finish
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.prompt_files import PromptFiles, prompt_key
@@ -47,8 +48,8 @@ from jaxllama.loading import (
     named_or_suiting,
     open_draft,
     other_formats,
+    placed_weights,
     prompt_store_for,
-    read_weights,
     sampling_defaults_of,
     tokenizer_for,
     with_template,
@@ -59,7 +60,6 @@ from jaxllama.model.adapters import empty_adapters
 from jaxllama.registry import PRESETS, SAMPLERS, load_plugins
 from jaxllama.request import FinishReason
 from jaxllama.sampling import Preset, Sampler
-from jaxllama.sharding import make_mesh
 from jaxllama.startup import Progress
 from jaxllama.streams import AnswerStream, OnError, Streams
 from jaxllama.text.tokenizer import Tokenizer
@@ -103,6 +103,7 @@ class LLM:
         dtype: str | None = None,
         cache_dtype: str | None = None,
         mesh: str | None = None,
+        stage_layers: str | None = None,
         kernels: str = "auto",
         threads: int | None = None,
         packed: bool = False,
@@ -136,7 +137,11 @@ class LLM:
         dtype          float32, bfloat16 or float16 (default: float32 on CPU, else bfloat16)
         cache_dtype    of keys and values: float32, bfloat16, float16 or int8
                        (default: float16 on CPU, else bfloat16)
-        mesh           for example "data=2,model=4"
+        mesh           for example "data=2,model=4"; "stage=2" divides the layers over devices, one
+                       after the other, which may have different amounts of memory
+        stage_layers   layers of each stage, such as "20,12", or the memory of the stages' devices,
+                       such as "16GB,24GB" (default: by the memory that the devices report; equal
+                       parts if they report none)
         kernels        cpu (the C++ library), gpu or tpu (Pallas), xla (plain JAX) or auto: the
                        fastest that can run here
         platform       cpu, gpu or tpu (default: the one that JAX finds)
@@ -198,6 +203,7 @@ class LLM:
                 dtype=dtype,
                 cache_dtype=cache_dtype,
                 mesh=mesh,
+                stage_layers=stage_layers,
                 packed=packed,
                 prefill_chunk=prefill_chunk,
                 steps_per_sync=steps_per_sync,
@@ -223,14 +229,16 @@ class LLM:
             )
             defaults = sampling_defaults_of(sampling_defaults, path, checkpoint, bank.knobs)
             chosen = named_or_suiting(prompt_format, chosen_tokenizer.text)
-            devices = make_mesh(engine, config)
             with explained_memory("the weights"):
-                params = read_weights(checkpoint, engine, devices, progress, draft)
+                meshes, params = placed_weights(checkpoint, engine, progress, draft)
         key = key_of(config, engine, params, samplers.loaded, chosen_tokenizer.digest)
         executables = Executables(cache_folder() / PROGRAMS, key) if compile_cache else None
-        blocks = empty_adapters(config, engine, devices) if engine.adapter_slots else None
-        programs = Programs(
-            config, engine, bank, params, devices, executables=executables, adapters=blocks
+        blocks = empty_adapters(config, engine, meshes[0]) if engine.adapter_slots else None
+        given = (config, engine, bank, params)
+        programs = (
+            Pipeline(*given, meshes, executables=executables)
+            if engine.stages > 1
+            else Programs(*given, meshes[0], executables=executables, adapters=blocks)
         )
         adapters = None if blocks is None else LoadedAdapters(programs, blocks)
         if strict_compile or hosts is not None:  # hosts must run the same programs
@@ -249,7 +257,7 @@ class LLM:
             defaults=defaults,
             adapters=adapters,
         )
-        given = load_adapters(adapters, lora or {}, config, engine, only_now=hosts is not None)
+        loras = load_adapters(adapters, lora or {}, config, engine, only_now=hosts is not None)
         store = prompt_store_for(config, engine, prompt_cache_mib)
         files = None
         if prompt_cache_dir is not None:
@@ -265,7 +273,7 @@ class LLM:
                 tell_hosts=None if hosts is None else hosts.tell,
             )
         if hosts is not None:
-            hosts.compare(key + given)
+            hosts.compare(key + loras)
         if strict_compile:
             programs.seal()
         return cls(runs, intake, config=config, path=path, hosts=hosts)

@@ -8,11 +8,12 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -37,11 +38,12 @@ from jaxllama.limits import LIMITS, check
 from jaxllama.model import rope
 from jaxllama.model.cache import column_bytes
 from jaxllama.model.key_heads import with_copies
-from jaxllama.model.params import Tree, abstract_params, loading_order
+from jaxllama.model.params import Leaf, Tree, abstract_params, loading_order
 from jaxllama.model.prepare import Preparation
+from jaxllama.model.stages import choose_layers, paths_in_stages, stage_configs
 from jaxllama.registry import FORMATS, load_plugins
 from jaxllama.sampling import KnobSpec, Sampler, token_sets_of
-from jaxllama.sharding import parse_mesh
+from jaxllama.sharding import MeshSizes, make_meshes, parse_mesh
 from jaxllama.startup import Progress
 from jaxllama.text.opening import open_tokenizer
 from jaxllama.text.tokenizer import Tokenizer
@@ -69,7 +71,7 @@ def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
 
     `mesh` is the text of the setting. Logs a warning if the CPU has to run without C++ kernels.
     """
-    parts = parse_mesh(mesh)[1]
+    parts = parse_mesh(mesh).model
     body, passed_over = choose_body(asked, with_copies(model, parts), parts)
     if passed_over and jax.default_backend() == "cpu":
         logger.warning("no C++ kernels, so plain XLA, several times slower: %s", passed_over)
@@ -85,6 +87,7 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
     dtype: str | None = None,
     cache_dtype: str | None = None,
     mesh: str | None = None,
+    stage_layers: str | None = None,
     packed: bool = False,
     prefill_chunk: int | None = None,
     steps_per_sync: int | None = None,
@@ -102,7 +105,8 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
     that the kernels compute together. Raises InvalidParameter or ConfigError for a value that
     the model or the kernels do not support.
     """
-    data, parts = parse_mesh(mesh)
+    sizes = parse_mesh(mesh)
+    data, parts, stages = sizes
     if context is not None and context > model.max_context:
         raise InvalidParameter(
             f"context is {context}; this model was trained for at most {model.max_context}",
@@ -116,7 +120,7 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         )
     if draft_tokens is None:
         draft_tokens = 0 if draft is None else DRAFT_TOKENS
-    chosen.check_drafts(draft_tokens, data * parts)
+    chosen.check_drafts(draft_tokens, data * parts * stages)
     engine = EngineConfig(
         slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
         context=min(model.max_context, DEFAULT_CONTEXT) if context is None else context,
@@ -130,6 +134,7 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         cache_dtype=cache_dtype or ("float16" if on_cpu else "bfloat16"),
         data_parallel=data,
         model_parallel=parts,
+        stage_layers=choose_layers(stage_layers, stages, model, memory_of_stages(sizes)),
         adapter_slots=adapter_slots,
         adapter_rank=adapter_rank,
         draft_tokens=draft_tokens,
@@ -140,6 +145,23 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
         prefill_chunk=chosen.whole_tiles(engine.prefill_chunk, engine.slots),
         draft_model=None if draft is None else draft_config(draft, chosen, engine.context),
     )
+
+
+def memory_of_stages(sizes: MeshSizes) -> list[int | None]:
+    """Return the bytes of memory that the devices of each stage have; None: they do not say.
+
+    Of a stage with several devices, which have equal parts, the one with the least memory counts.
+    """
+    found: list[int | None] = []
+    if sizes.stage == 1 or jax.process_count() > 1:
+        return found
+    size, devices = sizes.data * sizes.model, jax.devices()
+    for stage in range(sizes.stage):
+        stats = [each.memory_stats() for each in devices[stage * size : (stage + 1) * size]]
+        limits = [each.get("bytes_limit") if each else None for each in stats]
+        known = [limit for limit in limits if limit]
+        found.append(min(known) * size if len(known) == size else None)
+    return found
 
 
 def draft_config(draft: Checkpoint, body: Body, context: int) -> ModelConfig:
@@ -296,6 +318,22 @@ def free_memory() -> int:
     return min(found, default=0)
 
 
+def placed_weights(
+    checkpoint: Checkpoint,
+    engine: EngineConfig,
+    progress: Progress | None,
+    draft: Checkpoint | None = None,
+) -> tuple[list[Mesh], Tree]:
+    """Read every weight and place it on its devices; return the meshes of the stages and the tree.
+
+    Without stages there is one mesh. See `read_weights` and `read_stages`.
+    """
+    meshes = make_meshes(engine, checkpoint.config)
+    if engine.stages > 1:
+        return meshes, read_stages(checkpoint, engine, meshes, progress)
+    return meshes, read_weights(checkpoint, engine, meshes[0], progress, draft)
+
+
 def read_weights(
     checkpoint: Checkpoint,
     engine: EngineConfig,
@@ -322,6 +360,38 @@ def read_weights(
     logger.info("weights of %s in %.2f s", checkpoint.config.name, time.perf_counter() - started)
     tree = preparation.tree()
     return tree if draft is None else {**tree, DRAFT: read_weights(draft, engine, mesh, progress)}
+
+
+def read_stages(
+    checkpoint: Checkpoint, engine: EngineConfig, meshes: Sequence[Mesh], progress: Progress | None
+) -> Tree:
+    """Read every weight, one at a time, and place it on the devices of its stage.
+
+    Returns the tree of each stage by its index; `meshes` are those of the stages. `progress` is
+    called with ("weights", weights done, weights in total); None: no calls.
+    """
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("weights", done, total)
+
+    model, layers = checkpoint.config, engine.stage_layers
+    preparations = [
+        Preparation(config, engine, mesh)
+        for config, mesh in zip(stage_configs(model, layers), meshes, strict=True)
+    ]
+    places = paths_in_stages(model, layers)
+
+    def place(path: str, leaf: Leaf, value: Any) -> None:
+        for stage, own in places[path].items():
+            preparations[stage].add(own, leaf, value)
+
+    started = time.perf_counter()
+    leaves, in_parts = loading_order(abstract_params(model)), meshes[0].size > 1
+    fill(leaves, checkpoint, place, report, in_parts=in_parts)
+    seconds, division = time.perf_counter() - started, ", ".join(map(str, layers))
+    logger.info("weights of %s in %.2f s, stages of %s layers", model.name, seconds, division)
+    return {stage: each.tree() for stage, each in enumerate(preparations)}
 
 
 def stored_as(params: Tree) -> list[str]:

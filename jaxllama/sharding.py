@@ -2,12 +2,14 @@
 
 Used by the model (`constrain`), by loading and by the engine's state. Two mesh axes: `data` splits
 slots; `model` splits heads, feed-forward columns and vocabulary. One device is a 1x1 mesh. Plain
-JAX is split by XLA; with the C++ kernels every device runs its own part (`model/spread.py`).
+JAX is split by XLA; with the C++ kernels every device runs its own part (`model/spread.py`). The
+third axis that users name, `stage`, is none of JAX's: every stage has a mesh of its own.
 """
 
 import functools
 import operator
 import re
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,29 +35,59 @@ RULES: dict[str | None, str | None] = {
 }
 
 
-def parse_mesh(text: str | None) -> tuple[int, int]:
-    """Parse a mesh like "data=2,model=4" to (data, model); None means one device."""
-    sizes = {"data": 1, "model": 1}
+class MeshSizes(NamedTuple):
+    """The number of parts along each axis of a mesh."""
+
+    data: int = 1  # of the slots
+    model: int = 1  # of every layer
+    stage: int = 1  # of the list of layers
+
+    def __str__(self) -> str:
+        named = self._asdict().items()
+        return ",".join(f"{axis}={size}" for axis, size in named if size > 1 or axis != "stage")
+
+
+def parse_mesh(text: str | None) -> MeshSizes:
+    """Parse a mesh like "data=2,model=4,stage=2"; None means one device."""
+    sizes: dict[str, int] = {}
     for part in (text or "").split(",") if text else ():
-        match = re.fullmatch(r"\s*(data|model)\s*=\s*([0-9]{1,6})\s*", part)
+        match = re.fullmatch(r"\s*(data|model|stage)\s*=\s*([0-9]{1,6})\s*", part)
         if match is None or int(match[2]) < 1:
-            raise ConfigError(f"mesh is {text!r}; expected for example 'data=2,model=4'")
+            raise ConfigError(
+                f"mesh is {text!r}; expected for example 'data=2,model=4' or 'stage=2'"
+            )
         sizes[match[1]] = int(match[2])
-    return sizes["data"], sizes["model"]
+    return MeshSizes(**sizes)
 
 
 def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
-    """Build the configured mesh over the first devices; raise ConfigError if it does not fit."""
+    """Build the configured mesh over the first devices; raise ConfigError if it does not fit.
+
+    With stages, it is that of the first stage.
+    """
+    return make_meshes(engine, model)[0]
+
+
+def make_meshes(engine: EngineConfig, model: ModelConfig) -> list[Mesh]:
+    """Build the mesh of every stage, each over the next devices; a model without stages has one.
+
+    Raises ConfigError if they do not fit the devices or the model.
+    """
     data, parts = engine.data_parallel, engine.model_parallel
+    sizes = MeshSizes(data, parts, engine.stages)
     devices = jax.devices()
-    if data * parts > len(devices):
+    if engine.devices > len(devices):
         raise ConfigError(
-            f"mesh data={data},model={parts} needs {data * parts} devices; this machine has "
-            f"{len(devices)}"
+            f"mesh {sizes} needs {engine.devices} devices; this machine has {len(devices)}"
         )
-    if jax.process_count() > 1 and data * parts < len(devices):
+    if jax.process_count() > 1 and engine.stages > 1:
         raise ConfigError(
-            f"mesh data={data},model={parts} uses {data * parts} devices; expected all "
+            f"mesh {sizes} has stages on {jax.process_count()} hosts; expected stages on one host, "
+            f"or for example --mesh model={len(devices)}"
+        )
+    if jax.process_count() > 1 and engine.devices < len(devices):
+        raise ConfigError(
+            f"mesh {sizes} uses {engine.devices} devices; expected all "
             f"{len(devices)} of the {jax.process_count()} hosts, for example "
             f"--mesh model={len(devices)}"
         )
@@ -69,9 +101,16 @@ def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
             f"ffn width ({model.ffn_width}) does not divide over model={parts}; choose a divisor "
             f"of {model.ffn_width}"
         )
-    return jax.make_mesh(
-        (data, parts), ("data", "model"), (AxisType.Auto,) * 2, devices=devices[: data * parts]
-    )
+    size = data * parts
+    return [
+        jax.make_mesh(
+            (data, parts),
+            ("data", "model"),
+            (AxisType.Auto,) * 2,
+            devices=devices[stage * size : (stage + 1) * size],
+        )
+        for stage in range(engine.stages)
+    ]
 
 
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:

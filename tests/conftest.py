@@ -48,11 +48,10 @@ def quick_programs() -> Iterator[None]:
 
     They run for milliseconds: compiling them well would take most of the time.
     """
-    import jax  # noqa: PLC0415
+    from tests.support import quick_operations  # noqa: PLC0415
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with quick_operations():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.generation import Generation
+from jaxllama.engine.pipeline import Pipeline
 from jaxllama.engine.program_key import program_key
 from jaxllama.engine.programs import Programs
 from jaxllama.kernels.cpu import library
@@ -27,10 +29,11 @@ from jaxllama.loading import describe
 from jaxllama.model.adapters import empty_adapters
 from jaxllama.model.params import Tree, abstract_params
 from jaxllama.model.prepare import Preparation
+from jaxllama.model.stages import paths_in_stages, stage_configs
 from jaxllama.registry import SAMPLERS, Plugins, load_plugins
 from jaxllama.request import Event, Finished, GenerationRequest, Token
 from jaxllama.sampling import Sampler
-from jaxllama.sharding import make_mesh
+from jaxllama.sharding import make_mesh, make_meshes
 from jaxllama.testing import FAMILIES, random_params
 from jaxllama.testing.tryout import QUICKLY
 
@@ -50,6 +53,11 @@ BODIES = [
 
 
 COMPILE_OPTIONS = compiler.get_compile_options
+# In the environment of another process: it compiles without optimisation, too.
+QUICK_PROCESS = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false",
+}
 # The folder of compiled programs, shared by all test processes of this run and of later ones.
 KEPT = Path(tempfile.gettempdir()) / f"jaxllama-tests-{os.getuid()}"
 # The samplers that most tests need; every further one slows down each compilation of a decode step.
@@ -82,6 +90,16 @@ class QuickPrograms(Programs):
         return {**(super()._compiler_options() or {}), **QUICKLY}
 
 
+class QuickPipeline(QuickPrograms, Pipeline):
+    """The same for a model in stages."""
+
+
+PIPELINES: dict[type[Programs], type[Pipeline]] = {
+    Programs: Pipeline,
+    QuickPrograms: QuickPipeline,
+}
+
+
 @contextlib.contextmanager
 def only(names: Iterable[str], *, kind: type[Programs] = Programs) -> Iterator[None]:
     """Within the context, LLM.load finds only these samplers and uses the tests' program folder.
@@ -100,6 +118,7 @@ def only(names: Iterable[str], *, kind: type[Programs] = Programs) -> Iterator[N
         patch.setattr(llm, "load_plugins", load)
         patch.setattr(llm, "cache_folder", lambda: KEPT / kind.__name__)
         patch.setattr(llm, "Programs", kind)
+        patch.setattr(llm, "Pipeline", PIPELINES[kind])
         yield
 
 
@@ -139,6 +158,19 @@ def place_all(
     return preparation.tree()
 
 
+def place_stages(
+    model: ModelConfig, engine: EngineConfig, meshes: Sequence[Mesh], tree: Tree | None = None
+) -> Tree:
+    """Lay out and place the weights of each stage: of a canonical tree, or random weights."""
+    tree, leaves = tree or random_params(model), abstract_params(model)
+    configs = stage_configs(model, engine.stage_layers)
+    stages = [Preparation(*given) for given in zip(configs, repeat(engine), meshes, strict=False)]
+    for path, places in paths_in_stages(model, engine.stage_layers).items():
+        for stage, own in places.items():
+            stages[stage].add(own, leaves[path], at(tree, path))
+    return {index: stage.tree() for index, stage in enumerate(stages)}
+
+
 def at(tree: Tree, path: str) -> np.ndarray:
     for key in path.split("."):
         tree = tree[int(key)] if key.isdigit() and int(key) in tree else tree[key]
@@ -166,12 +198,15 @@ def programs(
         top_logprobs=engine.max_top_logprobs,
         body=engine.kernels,
     )
-    mesh = make_mesh(engine, model)
+    meshes = make_meshes(engine, model)
     root = KEPT / f"{model.name}-{engine.kernels}"  # each folder keeps a limited number
     kept = Executables(root, program_key((model, engine, describe(chosen), kind)))
-    weights = place_all(model, engine, mesh)
-    adapters = empty_adapters(model, engine, mesh) if engine.adapter_slots else None
-    return kind(model, engine, bank, weights, mesh, executables=kept, adapters=adapters)
+    if engine.stages > 1:
+        staged = place_stages(model, engine, meshes)
+        return PIPELINES[kind](model, engine, bank, staged, meshes, executables=kept)
+    weights = place_all(model, engine, meshes[0])
+    adapters = empty_adapters(model, engine, meshes[0]) if engine.adapter_slots else None
+    return kind(model, engine, bank, weights, meshes[0], executables=kept, adapters=adapters)
 
 
 def new_engine(

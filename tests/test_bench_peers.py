@@ -16,7 +16,7 @@ TINY = "tiny-q4_0"
 SIZES = {"sequences": 3, "length": 24, "threads": 1}
 PROMPT = [5, 6, 7, 8]
 
-pytestmark = pytest.mark.usefixtures("quick_programs")
+pytestmark = pytest.mark.usefixtures("no_samplers", "quick_programs")
 
 # OpenVINO GenAI in so far as the worker uses it. The name of the model's file says what it does.
 OPENVINO = """

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from jaxllama.registry import DIALECTS, load_plugins
@@ -18,13 +19,16 @@ from tests.chaos import report as report_module
 from tests.chaos.asking import Waits
 from tests.chaos.canary import QUESTIONS, Canaries
 from tests.chaos.disconnects import plan
+from tests.chaos.endings import Question, ending, question
 from tests.chaos.hostile import Outcomes, status_of
 from tests.chaos.hostile_requests import KINDS, Shot, hostile
 from tests.chaos.report import Report, spread, within
+from tests.chaos.rolling import RECIPE, configuration
 from tests.chaos.soak import Held, flat, is_bad
 from tests.chaos.soak_traffic import errand
 from tests.chaos.steadiness import Steadiness
 from tests.chaos.target import Resources
+from tests.chaos.terminations import is_unfair
 
 FOLDER = Path(__file__).parent / "chaos"
 CALM = Resources(rss_mib=500.0, children_rss_mib=100.0, fds=20, threads=30, children=2)
@@ -292,3 +296,74 @@ def test_a_soak_asks_every_api() -> None:
     installed = {name.replace("_", "-") for name in load_plugins(DIALECTS, Dialect).loaded}
     assert names == installed
     assert errand(random.Random(3)) == errand(random.Random(3))
+
+
+# Terminations and rolling restarts.
+
+STREAM = Question("/v1/completions", {}, b"data: [DONE]\n\n")
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer", "how"),
+    [
+        (STREAM, HEAD + b'\r\ndata: {"choices"}\n\ndata: [DONE]\n\n', "whole"),
+        (STREAM, HEAD + b'\r\ndata: {"error": {}}\n\ndata: [DONE]\n\n', "told"),
+        (STREAM, HEAD + b'\r\ndata: {"error": {}}\n\n', "told"),
+        (STREAM, HEAD + b'\r\ndata: {"choices"}\n\n', "cut"),
+        (STREAM, CHUNKED + b'14\r\ndata: {"choices"}\n\n\r\n', "cut"),
+        (STREAM, CHUNKED + b'13\r\ndata: {"error": 1}\n\r\n', "told"),
+        (Question("/score", {}), HEAD + b'\r\n{"scores": []}', "whole"),
+        (Question("/score", {}), HEAD + b'\r\n{"scores": ', "cut"),
+        (Question("/api/chat", {}, b"}\n"), HEAD + b'\r\n{"done": true}\n', "whole"),
+        (Question("/api/chat", {}, b"}\n"), HEAD + b'\r\n{"done": false}\n', "cut"),
+        (STREAM, b"HTTP/1.1 503 Busy\r\n\r\n" + b'{"error": {}}', "told"),
+        (STREAM, b"HTTP/1.1 500 Oops\r\n\r\n" + b'{"error": {}}', "status 500"),
+        (STREAM, b"", "unanswered"),
+    ],
+)
+def test_the_ending_of_an_answer_is_noticed(asked: Question, answer: bytes, how: str) -> None:
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    async def body() -> str:
+        async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with aiohttp.ClientSession() as http:
+                return await ending(http, f"http://127.0.0.1:{port}", asked)
+
+    assert asyncio.run(body()) == how
+
+
+def test_a_server_that_is_not_there_refuses() -> None:
+    async def body() -> str:
+        async with aiohttp.ClientSession() as http:
+            return await ending(http, "http://127.0.0.1:9", STREAM)
+
+    assert asyncio.run(body()) == "refused"
+
+
+def test_only_after_the_signal_may_a_request_stay_without_answer() -> None:
+    fair = ("before: whole", "before: told", "after: whole", "after: refused", "after: unanswered")
+    assert not any(map(is_unfair, fair))
+    assert all(
+        map(is_unfair, ("before: unanswered", "before: cut", "after: cut", "after: status 500"))
+    )
+
+
+def test_servers_that_stop_are_asked_in_several_ways() -> None:
+    paths = {question(random.Random(number)).path for number in range(100)}
+    assert len(paths) == 5
+    assert question(random.Random(3)) == question(random.Random(3))
+
+
+def test_nginx_gets_the_configuration_of_the_recipe() -> None:
+    text = configuration(RECIPE.read_text(), 10, [20, 30], "/tmp/x")
+    for part in ("listen 127.0.0.1:10;", "server 127.0.0.1:20 ", "http_503", "pid /tmp/x/pid;"):
+        assert part in text
+    with pytest.raises(ValueError, match="no block"):
+        configuration("no recipe", 1, [2, 3], "/tmp/x")

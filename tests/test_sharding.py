@@ -44,6 +44,11 @@ def sharded(data: int, model: int, base: EngineConfig = BASE) -> EngineConfig:
     return dataclasses.replace(base, data_parallel=data, model_parallel=model)
 
 
+def quick_engine(shape: ModelConfig, engine: EngineConfig) -> Engine:
+    """Return an engine with the one sampler that these tests use, compiled quickly."""
+    return new_engine(shape, engine, samplers=("top_p",), kind=QuickPrograms)
+
+
 def some_requests():
     return [
         request(
@@ -60,8 +65,8 @@ def some_requests():
 
 @pytest.mark.parametrize(("data", "model"), MESHES)
 def test_mesh_gives_the_tokens_of_one_device(data, model):
-    expected = run(new_engine(MODEL, BASE), some_requests())
-    answers = run(new_engine(MODEL, sharded(data, model)), some_requests())
+    expected = run(quick_engine(MODEL, BASE), some_requests())
+    answers = run(quick_engine(MODEL, sharded(data, model)), some_requests())
     assert [one.tokens for one in answers] == [one.tokens for one in expected]
 
 
@@ -69,14 +74,14 @@ def test_mesh_gives_the_tokens_of_one_device(data, model):
 @pytest.mark.parametrize("kv_heads", [2, 1])
 def test_kernels_on_a_mesh_give_the_tokens_of_one_device(kv_heads):
     shape = dataclasses.replace(WIDE, kv_heads=kv_heads)
-    expected = run(new_engine(shape, KERNELS), some_requests())
-    answers = run(new_engine(shape, sharded(2, 2, KERNELS)), some_requests())
+    expected = run(quick_engine(shape, KERNELS), some_requests())
+    answers = run(quick_engine(shape, sharded(2, 2, KERNELS)), some_requests())
     assert [one.tokens for one in answers] == [one.tokens for one in expected]
 
 
 def test_every_device_has_a_key_head_if_there_are_more_devices_than_heads():
-    expected = run(new_engine(NARROW, BASE), some_requests())
-    engine = new_engine(NARROW, sharded(1, 4))
+    expected = run(quick_engine(NARROW, BASE), some_requests())
+    engine = quick_engine(NARROW, sharded(1, 4))
     answers = run(engine, some_requests())
     assert [one.tokens for one in answers] == [one.tokens for one in expected]
     keys = engine.programs.tree_of(engine.programs.empty()).cache[0][0]
@@ -85,8 +90,8 @@ def test_every_device_has_a_key_head_if_there_are_more_devices_than_heads():
 
 @built
 def test_kernels_with_split_slots_give_the_bits_of_one_device():
-    expected = run(new_engine(WIDE, KERNELS), some_requests())
-    answers = run(new_engine(WIDE, sharded(2, 1, KERNELS)), some_requests())
+    expected = run(quick_engine(WIDE, KERNELS), some_requests())
+    answers = run(quick_engine(WIDE, sharded(2, 1, KERNELS)), some_requests())
     assert [one.tokens for one in answers] == [one.tokens for one in expected]
     assert [one.logprobs for one in answers] == [one.logprobs for one in expected]
 
@@ -200,7 +205,13 @@ def test_scales_of_the_cache_lie_with_their_numbers():
 
 
 @pytest.mark.parametrize(
-    ("text", "sizes"), [(None, (1, 1)), ("data=2", (2, 1)), ("model=4, data=2", (2, 4))]
+    ("text", "sizes"),
+    [
+        (None, (1, 1, 1)),
+        ("data=2", (2, 1, 1)),
+        ("model=4, data=2", (2, 4, 1)),
+        ("stage=2,data=4", (4, 1, 2)),
+    ],
 )
 def test_mesh_text_is_understood(text, sizes):
     assert parse_mesh(text) == sizes

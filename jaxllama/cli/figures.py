@@ -30,7 +30,7 @@ class Figures:
         self.seconds += usage.seconds
 
     def lines(self, context: int) -> Iterator[str]:
-        """Yield the figures as lines of text; `context` is how many tokens a slot holds."""
+        """Yield lines about the last answer, the session and its context, of `context` tokens."""
         last = self.last
         if last is None:
             yield "no answer yet"

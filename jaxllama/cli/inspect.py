@@ -25,14 +25,13 @@ from jaxllama.loading import (
     engine_config,
     key_of,
     open_draft,
-    read_weights,
+    placed_weights,
     sampling_defaults_of,
     tokenizer_for,
 )
 from jaxllama.model import rope
 from jaxllama.registry import FORMATS, SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
-from jaxllama.sharding import make_mesh
 from jaxllama.text.tokenizer import Tokenizer
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint
@@ -43,6 +42,7 @@ NOT_LOADED = (
     "load_model",
     "load_platform",
     "load_mesh",
+    "load_stage_layers",
     "load_prompt_format",
     "load_sampling_defaults",
     "load_compile_cache",
@@ -200,7 +200,7 @@ def describe_programs(
     `draft` is the draft model, if any. The key follows from all arguments: the weights are read,
     because their layout is a part of it.
     """
-    params = read_weights(checkpoint, engine, make_mesh(engine, checkpoint.config), None, draft)
+    params = placed_weights(checkpoint, engine, None, draft)[1]
     samplers = load_plugins(SAMPLERS, Sampler).loaded
     key = key_of(config, engine, params, samplers, tokenizer.digest)
     kept = Executables(cache_folder() / PROGRAMS, key)

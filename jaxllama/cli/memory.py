@@ -32,8 +32,8 @@ MANY = 4096  # outputs, of which the padding of the last tile is less than a hun
 EMBEDDING = "embed.weight"
 ROPE = ("rope_scale", "rope_alpha", "rope_theta")
 SIZES = (
-    *("slots", "context", "dtype", "cache_dtype", "mesh", "packed", "prefill_chunk"),
-    *("steps_per_sync", "sync_ms", "draft_tokens"),
+    *("slots", "context", "dtype", "cache_dtype", "mesh", "stage_layers", "packed"),
+    *("prefill_chunk", "steps_per_sync", "sync_ms", "draft_tokens"),
 )
 
 
@@ -94,7 +94,9 @@ def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
         )
         if key not in known:
             known[key] = sampled_bytes(checkpoint, engine, members)
-        total += known[key]
+        # The first and the last stage have an embedding that is the output head, too.
+        is_twice = engine.stages > 1 and checkpoint.config.tied and EMBEDDING in members
+        total += known[key] * (2 if is_twice else 1)
     return total
 
 
@@ -106,7 +108,10 @@ def groups_of(checkpoint: Checkpoint, engine: EngineConfig) -> list[tuple[str, .
 
 
 def preparation_of(checkpoint: Checkpoint, engine: EngineConfig) -> Preparation:
-    """Return an empty `Preparation` for these settings, to which weights can be added."""
+    """Return a `Preparation` for these settings: it lays out the weights that it is given.
+
+    None is given here; it is only asked which layers it lays out together.
+    """
     config = checkpoint.config
     mesh = make_mesh(engine, config)
     return Preparation(config, engine, mesh)

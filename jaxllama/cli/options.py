@@ -172,7 +172,10 @@ def gather(params: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def section(option: click.Option) -> str:
-    """Return the prefix for an option's section of --help; "" for the command's own options."""
+    """Return the parameter prefix, such as `load_`, that tells the --help section of an option.
+
+    "" for the command's own options.
+    """
     name = option.name or ""
     return next((each for each in (LOAD, CORE, KNOB) if name.startswith(each)), "")
 
@@ -223,9 +226,16 @@ def loading_options(slots: int | None) -> list[click.Option]:
         ),
         option(
             *("--mesh", "load_mesh"),
-            metavar="data=D,model=M",
-            help="Spread slots over D groups of M devices, and weights over the M devices "
-            "[default: one device].",
+            metavar="data=D,model=M,stage=S",
+            help="Spread slots over D groups of M devices, and weights over the M devices; with S, "
+            "such groups for each of S stages of the layers [default: one device].",
+        ),
+        option(
+            *("--stage-layers", "load_stage_layers"),
+            metavar="N,N,…",
+            help="With --mesh stage=S, give the stages so many layers, or layers by the memory of "
+            "their devices (16GB,24GB) [default: by the memory that the devices report, else "
+            "equal parts].",
         ),
         option(
             *("--kernels", "load_kernels"),

@@ -223,8 +223,9 @@ class Gateway:
     async def _ask(self, parcel: Parcel, asked: set[str], out: ClientStream) -> WholeAnswer | None:
         """Ask one replica; send a stream as it comes and return None, or return the whole answer.
 
-        `parcel` is the request, `out` the response to its client. The name of a replica that is
-        lost is added to `asked`.
+        `parcel` is the request, which also says whom not to ask; `out` is the response to its
+        client. Raises ReplicaLost if the replica ends before its answer does, after adding its name
+        to `asked`.
         """
         replica = ""
         try:

@@ -8,7 +8,7 @@ disk and no calls.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.chooser import ChosenTokens
 from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.draft_model import draft_cost
-from jaxllama.engine.forced import nothing_forced
 from jaxllama.engine.parcel import size_of, unpack
 from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
@@ -33,7 +32,8 @@ from jaxllama.model.spread import Partitions
 
 SUFFIX = "_adapted"  # of programs for calls with an adapter
 LEAN, WHOLE, ADAPTED = "decode_lean", "decode", "decode_adapted"
-SAVE = "save"  # the one program that does not consume the state, and returns none
+SAVE, FEED, BLANK = "save", "feed", "blank"
+READERS = (SAVE, FEED, BLANK)  # programs that do not consume the state, and return none
 # Every program with its purpose, in the order in which requests need them.
 PURPOSES = {
     "empty": "makes the state of an engine",
@@ -63,7 +63,12 @@ FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
 
 
 class Blueprints:
-    """Describes the programs of one model and one engine size, so that they can be compiled."""
+    """What XLA needs to compile the programs of one engine: functions, and types of arguments.
+
+    The programs (`decode`, `prefill`, `admit` and others) are those of one model and engine size.
+    """
+
+    kind: ClassVar[type[Steps]] = Steps
 
     def __init__(
         self,
@@ -74,14 +79,15 @@ class Blueprints:
         mesh: Mesh,
         adapters: AdapterBlocks | None = None,
     ) -> None:
-        """Describe the programs; `params` and `adapters` give shapes, types and shardings only.
+        """Note the functions and types of the programs; nothing is compiled yet.
 
-        `bank` has the samplers. Without `adapters`, the programs for low-rank adapters are left
-        out.
+        `params` and `adapters` give shapes, types and shardings only; `bank` has the samplers.
+        Without `adapters`, the programs for low-rank adapters are left out.
         """
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
         where = split_of(params, adapters, engine, mesh)
-        self.steps = Steps(model, engine, bank, where, draft_cost=draft_cost(model, engine, params))
+        cost = draft_cost(model, engine, params)
+        self.steps = self.kind(model, engine, bank, where, draft_cost=cost)
         self.names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
         self.traces: Counter[str] = Counter()
         with jax.set_mesh(mesh):  # the cache's types depend on the platform
@@ -126,7 +132,7 @@ class Blueprints:
             found = function(*map(as_tree, arguments, args))
             if isinstance(found, FLAT):
                 return leaves_of(found)
-            if name == SAVE:
+            if name in READERS:
                 return found
             state, output = found
             return leaves_of(state), output
@@ -135,7 +141,7 @@ class Blueprints:
         donated = tuple(
             index
             for index, part in enumerate(arguments)
-            if isinstance(part, DecodeState) and name != SAVE
+            if isinstance(part, DecodeState | StepOutput) and name not in READERS
         )
         with jax.set_mesh(self.mesh):
             jitted = jax.jit(traced, donate_argnums=donated, out_shardings=self.outputs(name))
@@ -164,11 +170,8 @@ class Blueprints:
         allowed = self._small(every_token(self.engine.slots, self.bank.vocab).shape, jnp.uint32)
         if name == "adapt":
             return (self._adapters, number, self._adapter_weights())
-        if name in (WHOLE, ADAPTED):
-            nothing = nothing_forced(self.engine.slots, self.engine.draft_tokens)
-            forced = () if nothing is None else (self._small(nothing.shape),)
-            adapters = () if name == WHOLE else (self._adapters,)
-            return (*self._arguments(LEAN), *adapters, *forced)
+        if name == ADAPTED:
+            return (*self._arguments(WHOLE), self._adapters)
         if name == "restore":
             return (state, self.columns, number, number)
         if name.endswith(SUFFIX):
@@ -179,6 +182,7 @@ class Blueprints:
             "empty": (),
             "prefill": (params, state, number, ids, number, number),
             LEAN: (params, state, number, allowed),
+            WHOLE: (params, state, number, allowed),
             "admit": (state, number, self._row()),
             "release": (state, mask),
             "scrub": (state, number),

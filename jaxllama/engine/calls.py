@@ -7,9 +7,10 @@ Knows no queue and emits nothing.
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from jaxllama.engine.batch import Batch
 from jaxllama.engine.generation import Generation
-from jaxllama.engine.guides import Masks
 from jaxllama.engine.reading import Reading, Sent
 
 
@@ -31,17 +32,16 @@ class DecodeCalls:
         self,
         steps: int,
         owners: Sequence[Generation | None],
-        masks: Masks | None = None,
+        allowed: np.ndarray | None = None,
     ) -> None:
         """Send a decode call of up to `steps` steps to the device, without waiting for it.
 
         `owners` lists the generation of each row; the tokens of a row with None are ignored.
-        `masks` says what rows with a constraint may draw, None if there are none.
+        `allowed` has a mask of allowed tokens for each row, None if all are allowed.
         """
         lean = all(owner is None or owner.is_common for owner in owners)
         adapted = any(owner is not None and owner.request.adapter for owner in owners)
-        allowed, forced = masks or (None, None)
-        output = self._batch.decode(steps, allowed, forced, lean=lean, adapted=adapted)
+        output = self._batch.decode(steps, allowed, lean=lean, adapted=adapted)
         places = len(output.token) // self._most_steps
         self._sent.append(Sent(output, steps, places, list(owners)))
 

@@ -31,7 +31,6 @@ from jaxllama.engine.drafts import (
     updated_trust,
     worth_checking,
 )
-from jaxllama.engine.forced import Fed, ForcedTokens, after_given, fed_of, masks_at
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.kernels import body_named
 from jaxllama.kernels.body import AdapterRows
@@ -42,7 +41,6 @@ from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
 from jaxllama.model.rows import AdapterBlocks, Adapters, SlotAdapter, of_rows
 from jaxllama.model.spread import Partitions, SpreadLlama
-from jaxllama.sampling import NO_TOKEN
 from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
@@ -56,8 +54,7 @@ class StepOutput(NamedTuple):
 
     token: Int32[Array, "steps S"]  # -1: the row was inert
     choice: ChosenTokens  # every leaf [steps, S, ...]
-    # Tokens drafted, forced ones left out; at the first place of a step.
-    drafted: Int32[Array, "steps S"] | None = None
+    drafted: Int32[Array, "steps S"] | None = None  # tokens drafted; at the first place of a step
 
 
 class Peek(NamedTuple):
@@ -81,7 +78,7 @@ Draw = Callable[[DecodeState, Array, Array, Array], tuple[DecodeState, StepOutpu
 class Runs(NamedTuple):
     """Short runs of tokens in one slot, and the targets whose log-probability is requested."""
 
-    ids: Int32[Array, " R"]
+    ids: Int32[Array, " R"] | Float[Array, "R D"]
     places: Int32[Array, "2 G"]  # first column and real length of each run
     rows: Int32[Array, " A"]  # rows of `ids` that have targets after them
     pairs: Int32[Array, "2 B"]  # of each target: its index in `rows`, its token
@@ -110,7 +107,7 @@ class Steps:
         # Where calls often run the lean program, it has nothing but the common samplers.
         self._whole = TokenChooser(bank)
         self._lean = TokenChooser(bank, bank.common, lists=not body.prefers_lean)
-        body.check_drafts(engine.draft_tokens, engine.data_parallel * engine.model_parallel)
+        body.check_drafts(engine.draft_tokens, engine.devices)
         self.places = 1 + engine.draft_tokens  # tokens that a row may draw in one step
         self._for_prompts = body.for_prompts
         self.tile = body.prompt_tile(engine.slots)
@@ -169,21 +166,15 @@ class Steps:
         return dataclasses.replace(state, cache=cache)
 
     def decode(
-        self,
-        params: Tree,
-        state: DecodeState,
-        steps: Array,
-        allowed: UInt32[Array, "S W"],
-        forced: Int32[Array, "2 S N"] | None = None,
+        self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
     ) -> tuple[DecodeState, StepOutput]:
         """Draw up to `steps` tokens for every active row; stop early when no row is active.
 
-        `allowed` has a bit per token for each row. A row without any allowed token skips the call:
-        its mask is still being computed. `forced` holds the ForcedTokens that come before the token
-        that `allowed` is for, None without speculation. Both are the same for all steps, so with
-        constraints the engine asks for one step.
+        `allowed` has a bit per token for each row. It is the same for all steps, so with
+        constraints the engine asks for one step. A row without any allowed token skips the call:
+        its mask is still being computed.
         """
-        return self._decode(self._whole, params, state, steps, allowed, forced)
+        return self._decode(self._whole, params, state, steps, allowed)
 
     def decode_adapted(
         self,
@@ -192,15 +183,13 @@ class Steps:
         steps: Array,
         allowed: UInt32[Array, "S W"],
         adapters: AdapterBlocks,
-        forced: Int32[Array, "2 S N"] | None = None,
     ) -> tuple[DecodeState, StepOutput]:
         """Decode when some row has an adapter; other rows get the same bits as from `decode`.
 
         Draws up to `steps` tokens for each row; `allowed` has a bit per token for each row;
-        `adapters` are the device arrays of all adapters; `forced` holds the ForcedTokens that come
-        first, None without speculation.
+        `adapters` are the device arrays of all adapters.
         """
-        return self._decode(self._whole, params, state, steps, allowed, forced, adapters)
+        return self._decode(self._whole, params, state, steps, allowed, adapters)
 
     def decode_lean(
         self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
@@ -211,33 +200,31 @@ class Steps:
         kernels that prefer this program, no row may have guidance or log-probabilities. Drafts
         nothing: the first program of a fresh installation has to compile fast.
         """
-        return self._decode(self._lean, params, state, steps, allowed)
+        return self._decode(self._lean, params, state, steps, allowed, places=1)
 
-    def _decode(  # noqa: PLR0913, PLR0917 - a chooser, and the arguments of a compiled program
+    def _decode(  # noqa: PLR0913 - a chooser, and the arguments of a compiled program
         self,
         chooser: TokenChooser,
         params: Tree,
         state: DecodeState,
         steps: Array,
         allowed: UInt32[Array, "S W"],
-        forced: Int32[Array, "2 S N"] | None = None,
         adapters: AdapterBlocks | None = None,
+        *,
+        places: int | None = None,
     ) -> tuple[DecodeState, StepOutput]:
-        places = 1 if forced is None else self.places
-        most = self.engine.steps_per_sync * places
+        places = self.places if places is None else places
         draw = partial(self._draw, chooser)
         logits = jnp.zeros((self.engine.slots, self.model.vocab_size), jnp.float32)
-        shapes = jax.eval_shape(draw, state, logits, state.active, allowed)[1]
-        blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
-        blank = blank._replace(token=blank.token - 1)
-        if forced is not None:
+        blank = self._blank(draw, state, allowed, self.engine.steps_per_sync * places)
+        if places > 1:
             blank = blank._replace(drafted=jnp.zeros_like(blank.token))
 
         def one(carry: tuple[Array, DecodeState, StepOutput, Array | None]) -> Any:
             done, state, output, room = carry
             active = state.active & jnp.any(allowed != 0, axis=-1)
-            if room is not None and forced is not None:
-                given = (draw, params, state, active, allowed, ForcedTokens(*forced), adapters)
+            if room is not None:
+                given = (draw, params, state, active, allowed, adapters)
                 return done + 1, *self._step_with_drafts(*given, done * places, output, room)
             model, own = self._model(params), adapters_of(adapters, state)
             hidden, cache = model.step(state.pending, state.cache, state.length, active, own)
@@ -249,9 +236,20 @@ class Steps:
             done, state, *_ = carry
             return (done < steps) & jnp.any(state.active)
 
-        room = None if forced is None else logits
+        room = logits if places > 1 else None
         _, state, output, _ = lax.while_loop(more, one, (jnp.int32(0), state, blank, room))
         return state, output
+
+    def _blank(self, draw: Draw, state: DecodeState, allowed: Any, most: int) -> StepOutput:
+        """Return an output of `most` places in which no token is drawn yet.
+
+        `draw` chooses tokens from logits; of `state` and of the masks `allowed`, only shapes count.
+        """
+        logits = jax.ShapeDtypeStruct((self.engine.slots, self.model.vocab_size), jnp.float32)
+        active = jax.ShapeDtypeStruct((self.engine.slots,), jnp.bool_)
+        shapes = jax.eval_shape(draw, state, logits, active, allowed)[1]
+        blank = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+        return blank._replace(token=blank.token - 1)
 
     def _step_with_drafts(  # noqa: PLR0913, PLR0917 - what a step reads, and where it writes
         self,
@@ -260,7 +258,6 @@ class Steps:
         state: DecodeState,
         active: Bool[Array, " S"],
         allowed: UInt32[Array, "S W"],
-        forced: ForcedTokens,
         adapters: AdapterBlocks | None,
         place: Array,
         output: StepOutput,
@@ -273,20 +270,16 @@ class Steps:
         `room` is memory for logits. The model computes the drafted tokens together with the pending
         one. Each token is drawn as it would be without drafts: from logits that have the same bits,
         with the same random numbers and the samplers' state after the token before it. The keys and
-        values of drafts that were not drawn are overwritten before they are read. Of `forced`
-        tokens, those that are drawn are drafts, and the mask of their place allows no others; those
-        that are given come before the first token that is drawn.
+        values of drafts that were not drawn are overwritten before they are read.
         """
-        fed = fed_of(state, active, forced.given)
-        state = after_given(state, fed)
-        state, guesses, drafts = self._drafts(params, state, active, fed, forced.drawn)
-        state, logits = self._logits_of(params, (state, room), active, fed, drafts, adapters)
+        state, drafts = self._drafts(params, state, active)
+        state, logits = self._logits_of(params, (state, room), active, drafts, adapters)
         assert output.drafted is not None
-        output = output._replace(drafted=output.drafted.at[place].set(guesses))
+        output = output._replace(drafted=output.drafted.at[place].set(drafts.length))
 
         def one(carry: tuple[Array, DecodeState, StepOutput, Array, Array]) -> Any:
             index, state, output, logits, going = carry
-            state, now = draw(state, logits, going, masks_at(index, allowed, forced.drawn))
+            state, now = draw(state, logits, going, allowed)
             output = written(output, place + index, now, lists=True)
             drafted = drafts.tokens[:, jnp.minimum(index, self.places - 2)]
             going &= state.active & (index < drafts.length) & (now.token == drafted)
@@ -305,8 +298,8 @@ class Steps:
         _, state, output, room, _ = lax.while_loop(
             lambda carry: jnp.any(carry[-1]), one, (jnp.int32(0), state, output, logits, active)
         )
-        accepted = jnp.where(guesses > 0, jnp.maximum(state.length - before - 1, 0), 0)
-        trust = updated_trust(state.draft_trust, guesses, accepted)
+        accepted = jnp.maximum(state.length - before - 1, 0)
+        trust = updated_trust(state.draft_trust, drafts.length, accepted)
         draft = state.draft and state.draft._replace(
             filled=jnp.minimum(state.draft.filled, state.length)  # not those of refused drafts
         )
@@ -317,17 +310,15 @@ class Steps:
         params: Tree,
         before: tuple[DecodeState, Float[Array, "S V"]],
         active: Bool[Array, " S"],
-        fed: Fed,
         drafts: Drafts,
         adapters: AdapterBlocks | None,
     ) -> tuple[DecodeState, Float[Array, "S V"]]:
         """Compute the logits after the pending tokens, and in `draft_logits` those after drafts.
 
-        `before` is the state and memory for the logits; returns both with new values. `fed` are the
-        tokens before the drafts: no logits are computed before the last of them. `drafts` are the
-        drafted tokens of each row; `adapters` are the arrays of all adapters or None. A loop that
-        runs once or never is used as a branch that changes the cache in place: XLA copies what goes
-        through a conditional.
+        `before` is the state and memory for the logits; returns both with new values. `drafts` are
+        the drafted tokens of each row; `adapters` are the arrays of all adapters or None. A loop
+        that runs once or never is used as a branch that changes the cache in place: XLA copies what
+        goes through a conditional.
         """
         model = self._model(params)
         assert isinstance(model, Llama)
@@ -340,51 +331,35 @@ class Steps:
 
         def ahead(_: Array, before: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
             state, _ = before
+            tokens = jnp.concatenate([state.pending[None], drafts.tokens.T])
             depth = jnp.arange(self.places, dtype=jnp.int32)[:, None]
-            later = jnp.where((depth[1:] <= fed.length).T, fed.given, drafts.tokens)
-            tokens = jnp.concatenate([fed.pending[None], later.T])
-            rows = active & (depth <= fed.length + drafts.length)
+            rows = active & (depth <= drafts.length)
             own = adapters_of(adapters, state, self.places)
-            hidden, cache = model.runs(tokens, state.cache, fed.column, rows, own)
-            # The first token that is drawn comes after the given ones.
-            place = jnp.minimum(depth + fed.length, self.places - 1)
-            hidden = hidden[place, jnp.arange(place.shape[1])]
-            drawn = active & (depth <= drafts.length)
-            logits = model.head(hidden.reshape(drawn.size, -1), drawn.reshape(-1))
-            logits = logits.reshape(*drawn.shape, -1)
+            hidden, cache = model.runs(tokens, state.cache, state.length, rows, own)
+            flat = hidden.reshape(rows.size, -1)
+            logits = model.head(flat, rows.reshape(-1)).reshape(*rows.shape, -1)
             return dataclasses.replace(state, cache=cache, draft_logits=logits), logits[0]
 
-        has_drafts = jnp.any((drafts.length > 0) | (fed.length > 0)).astype(jnp.int32)
+        has_drafts = jnp.any(drafts.length > 0).astype(jnp.int32)
         found = lax.fori_loop(0, 1 - has_drafts, alone, before)
         return lax.fori_loop(0, has_drafts, ahead, found)
 
     def _drafts(
-        self,
-        params: Tree,
-        state: DecodeState,
-        active: Bool[Array, " S"],
-        fed: Fed,
-        forced: Int32[Array, "S N"],
-    ) -> tuple[DecodeState, Int32[Array, " S"], Drafts]:
+        self, params: Tree, state: DecodeState, active: Bool[Array, " S"]
+    ) -> tuple[DecodeState, Drafts]:
         """Draft the next tokens of every active row, as many as are likely enough to save time.
 
-        Returns the state, how many tokens of each row are guesses, and the drafts: these and the
-        tokens in `forced`. `fed` are the tokens that the step computes in any case. With a draft
-        model, tokens are looked up only after a long match; it drafts for the other rows, and the
-        returned state has its new cache. A row drafts no more tokens than it may still generate, so
-        their columns never lie beyond those of the slot.
+        With a draft model, tokens are looked up only after a long match; it drafts for the other
+        rows, and the returned state has its new cache. A row drafts no more tokens than it may
+        still generate, so their columns never lie beyond those of the slot.
         """
         asked = active & (state.draft_limit > 0)
         left = jnp.where(asked, jnp.minimum(state.draft_limit, state.budget - 1), 0)
-        have_to = active[:, None] & (forced != NO_TOKEN)
-        count = jnp.sum(have_to, axis=1, dtype=jnp.int32)
-        rows = jnp.sum(jnp.where(active, 1 + fed.length + count, 0)).astype(jnp.float32)
+        rows = jnp.sum(active).astype(jnp.float32)
         drafts = self._looked_up(state, left, rows)
         if self._draft_model is not None:
             state, drafts = self._computed(params, state, left, rows, drafts)
-        tokens, length = jnp.where(have_to, forced, drafts.tokens), drafts.length + count
-        speaker = state.speaker
-        return state, drafts.length[speaker], Drafts(tokens[speaker], length[speaker])
+        return state, Drafts(drafts.tokens[state.speaker], drafts.length[state.speaker])
 
     def _looked_up(
         self, state: DecodeState, left: Int32[Array, " S"], rows: Float[Array, ""]
@@ -533,7 +508,7 @@ class Steps:
         params: Tree,
         state: DecodeState,
         slot: Array,
-        pairs: Int32[Array, "2 R"],
+        pairs: Int32[Array, "2 R"] | tuple[Float[Array, "R D"], Int32[Array, " R"]],
         start: Array,
         last: Array,
         adapter: SlotAdapter | None = None,
@@ -580,7 +555,7 @@ class Steps:
         params: Tree,
         state: DecodeState,
         slot: Array,
-        ids: Int32[Array, " R"],
+        ids: Int32[Array, " R"] | Float[Array, "R D"],
         start: Array,
         last: Array,
     ) -> tuple[DecodeState, Pooled]:
@@ -627,10 +602,10 @@ def apply_guidance(
 def adapters_of(
     blocks: AdapterBlocks | None, state: DecodeState, places: int = 1
 ) -> Adapters | None:
-    """Return the adapter of every row, the list of rows repeated `places` times.
+    """Return which adapter each token has that the model computes, and the adapters' arrays.
 
-    `blocks` are the arrays of all adapters; None if they are None. `state` says which adapter each
-    row has; `places` is the number of tokens that the model computes per row.
+    `blocks` are these arrays; without them, return None. `state` says which adapter each row has.
+    The model computes `places` tokens per row: first one of every row, then the next of every row.
     """
     if blocks is None:
         return None

@@ -82,7 +82,7 @@ def sources(wanted: slice, size: int, copies: int) -> np.ndarray:
 
 
 def taken(matrix: HostMatrix, outputs: np.ndarray) -> HostMatrix:
-    """Return the given outputs of a matrix; of a vector, its numbers at these places."""
+    """Select outputs of a matrix by index; of a vector (a bias), its numbers."""
     if not isinstance(matrix, Packed):
         return np.take(matrix, outputs, axis=-1)
     return with_rows(matrix, lambda array: np.asarray(array)[outputs])

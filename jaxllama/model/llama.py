@@ -32,20 +32,26 @@ AttendLayer = Callable[[Projections], Attended]
 
 
 class Llama(Module):
-    """The network: embedding, blocks, final norm, and the head that computes logits."""
+    """The network: embedding, blocks, final norm, and the head that computes logits.
+
+    A stage of a pipeline (`StageConfig`) has some of the blocks, and of the ends those that are its
+    own. All but the first take hidden states in place of tokens.
+    """
 
     def __init__(self, config: ModelConfig, attention: AttentionOps) -> None:
         self.config = config
         self.attention = attention
-        self.embed = Embedding(config.vocab_size, config.width)
+        if config.reads_tokens or (config.tied and config.gives_logits):
+            self.embed = Embedding(config.vocab_size, config.width)
         self.blocks = [Block(config, spec) for spec in config.specs]
-        self.final_norm = Norm(config.width, config.norm_eps)
-        head = Linear(config.width, config.vocab_size, ("width", "vocab"), bias=False)
-        self.unembed = None if config.tied else head
+        if config.gives_logits:
+            self.final_norm = Norm(config.width, config.norm_eps)
+            head = Linear(config.width, config.vocab_size, ("width", "vocab"), bias=False)
+            self.unembed = None if config.tied else head
 
     def step(
         self,
-        tokens: Int[Array, " S"],
+        tokens: Int[Array, " S"] | Float[Array, "S D"],
         cache: KVCache,
         position: Int[Array, " S"],
         active: Bool[Array, " S"],
@@ -100,7 +106,7 @@ class Llama(Module):
 
     def prompt(
         self,
-        tokens: Int[Array, " L"],
+        tokens: Int[Array, " L"] | Float[Array, "L D"],
         cache: KVCache,
         slot: Int[Array, ""],
         start: Int[Array, ""],
@@ -126,7 +132,7 @@ class Llama(Module):
 
     def branches(
         self,
-        tokens: Int[Array, " L"],
+        tokens: Int[Array, " L"] | Float[Array, "L D"],
         cache: KVCache,
         slot: Int[Array, ""],
         places: Int[Array, "2 G"],
@@ -159,7 +165,11 @@ class Llama(Module):
         return self.through(tokens, cache, attend, RowInfo(position, None, "rows", adapters))
 
     def through(
-        self, tokens: Int[Array, " L"], cache: KVCache, attend: Attend, rows: RowInfo
+        self,
+        tokens: Int[Array, " L"] | Float[Array, "L D"],
+        cache: KVCache,
+        attend: Attend,
+        rows: RowInfo,
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Apply the embedding and all blocks to tokens; return hidden states and the new cache.
 
@@ -168,15 +178,18 @@ class Llama(Module):
         """
         config = self.config
         with jax.named_scope("embed"):
-            x = constrain(scaled(self.embed(tokens), config.embed_scale), rows.axis, "width")
+            given = tokens
+            if config.reads_tokens:
+                given = scaled(self.embed(tokens), config.embed_scale)
+            x = constrain(given, rows.axis, "width")
         with jax.named_scope("rope_tables"):
             ropes = dict.fromkeys(config.rope_of(spec) for spec in config.specs)
             rotations = {each: rope.layer_tables(config, each, rows.position) for each in ropes}
         layers = []
         for index, (block, spec) in enumerate(zip(self.blocks, config.specs, strict=True)):
-            given = (rotations[config.rope_of(spec)], cache[index], config.window_of(spec))
+            of_layer = (rotations[config.rope_of(spec)], cache[index], config.window_of(spec))
             with jax.named_scope(f"block_{index}"):
-                x, updated = block(x, rows.of_block(index), rows.axis, attending(attend, *given))
+                x, updated = block(x, rows.of_block(index), rows.axis, attending(attend, *of_layer))
             layers.append(updated)
         return x, tuple(layers)
 

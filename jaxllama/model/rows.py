@@ -57,7 +57,11 @@ class BlockRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def of(self, group: str) -> MatmulRows:
-        """Return rows and adapters for the weights of `group`, which multiply the same rows."""
+        """Return what a matmul with the weights of `group` must know about its rows.
+
+        A group has the weights that multiply the same rows, such as "qkv"; adapters are kept by
+        group.
+        """
         return MatmulRows(self.active, self.groups.get(group), self.adapters)
 
 

@@ -49,7 +49,7 @@ class SpreadLlama:
 
     def step(
         self,
-        tokens: Int[Array, " S"],
+        tokens: Int[Array, " S"] | Float[Array, "S D"],
         cache: KVCache,
         position: Int[Array, " S"],
         active: Bool[Array, " S"],
@@ -68,7 +68,7 @@ class SpreadLlama:
 
     def prompt(
         self,
-        tokens: Int[Array, " L"],
+        tokens: Int[Array, " L"] | Float[Array, "L D"],
         cache: KVCache,
         slot: Int[Array, ""],
         start: Int[Array, ""],
@@ -88,7 +88,7 @@ class SpreadLlama:
 
     def branches(
         self,
-        tokens: Int[Array, " L"],
+        tokens: Int[Array, " L"] | Float[Array, "L D"],
         cache: KVCache,
         slot: Int[Array, ""],
         places: Int[Array, "2 G"],

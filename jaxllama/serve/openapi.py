@@ -39,6 +39,7 @@ REFUSALS = {
     501: "the server was started without what this needs",
     503: "no request is taken now; try again after the time in Retry-After",
     504: "the request took too long",
+    507: "the server's disk does not take what is to be stored",
 }
 NO: dict[str, Json] = {  # type of an unsupported field -> schema of the accepted values
     "boolean": {"enum": [False, None]},
@@ -284,9 +285,10 @@ def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: b
 
 
 def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
-    """Add the fields of all generating bodies and the samplers' knobs to `fields`, in place.
+    """Add the fields that every generation request may have, and the samplers' knobs, to `fields`.
 
-    `fields` are the properties of the body's schema, by name.
+    `fields` are the properties of the schema of a request body, by name; they are changed in place.
+    `endpoint` has the body's own bounds, `model` the samplers.
     """
     for name, limit in (LIMITS | dict(endpoint.bounds)).items():
         fields.setdefault(name, or_null(schema_of_limit(limit), limit.help))

@@ -140,15 +140,13 @@ class ScriptedPrograms(Programs):
         allowed: Any = None,
         lean: bool = False,
         adapter: Any = None,
-        forced: Any = None,
     ) -> tuple[Any, StepOutput]:
         """Draw up to `steps` tokens for every decoding slot; return the state and what was drawn.
 
         `allowed` has a mask of tokens for each slot, for constraints; None: all are allowed. A slot
-        with an empty mask is left out. `lean` and `adapter` are ignored; so is `forced`, because
-        scripts know no speculation.
+        with an empty mask is left out. `lean` and `adapter` are ignored.
         """
-        del lean, adapter, forced
+        del lean, adapter
         output = self.blank_output()
         for step in range(int(steps)):
             for slot, row in sorted(state.rows.items(), key=lambda each: each[1].leader):
@@ -216,11 +214,11 @@ class ScriptedPrograms(Programs):
     def peek(
         self, state: Any, slot: Any, pairs: Any, start: Any, last: Any, adapter: Any = None
     ) -> tuple[Any, Peek]:
-        """Return the state, and the log-probability of each target token after those before it.
+        """Return the state, and the log-probability of each target token given the tokens before.
 
-        `pairs` holds token ids and the target after each; the ids are put into the slot's cache
-        from position `start` on. `last` is the index of the last id that counts; `adapter` is
-        ignored.
+        `pairs` holds token ids, and for each the target that follows it; the ids are put into the
+        slot's cache from position `start` on. `last` is the index of the last id that counts;
+        `adapter` is ignored.
         """
         del adapter
         ids, targets = pairs

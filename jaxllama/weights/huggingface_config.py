@@ -337,7 +337,10 @@ def read_longrope(
 
 
 def read_factors(rule: CheckedFields, key: str) -> tuple[float, ...]:
-    """Return the positive numbers in the list `key` of the object `rule`, one per rotated pair."""
+    """Return the RoPE factors, one per rotated pair, of the list `key` in a config's `rule`.
+
+    Raises BadHeader unless they are positive numbers.
+    """
     values = rule.items(key)
     if not values or len(values) > MAX_HEADS:
         raise BadHeader(

@@ -119,7 +119,7 @@ class Llama2cCheckpoint(Checkpoint):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Check the header against the size of the file."""
+        """Open the file; raise BadHeader if its header does not fit the size of the file."""
         file = BinaryFile(path)
         try:
             return cls(file)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from tests.chaos import disconnects, fairness, hostile
+from tests.chaos import disconnects, fairness, hostile, rolling, terminations
 from tests.chaos.asking import Waits
 from tests.chaos.report import Report
 from tests.chaos.soak import soak
 from tests.chaos.target import package_of, target
 
-PARTS = ("fairness", "disconnects", "hostile")
+PARTS = ("fairness", "disconnects", "hostile", "terminations", "rolling")
 SCENARIOS = [scenario.__name__.replace("_", "-") for scenario in fairness.SCENARIOS]
 
 
@@ -33,6 +33,9 @@ SCENARIOS = [scenario.__name__.replace("_", "-") for scenario in fairness.SCENAR
 )
 @click.option("--disconnects", "leaving", type=click.IntRange(min=1), help="[default: 6000]")
 @click.option("--requests", type=click.IntRange(min=1), help="Hostile ones [default: 20000].")
+@click.option(
+    "--terminations", "ended", type=click.IntRange(min=1), help="Of servers [default: 200]."
+)
 @click.option("--seed", default=0, show_default=True, help="Of everything that is random.")
 @click.option("--soak", "minutes", type=click.FloatRange(min=0.1), help="Soak this long instead.")
 @click.option("--keep-log", type=click.Path(path_type=Path), help="Folder for the server's logs.")
@@ -44,6 +47,7 @@ def main(
     scenarios: tuple[str, ...],
     leaving: int | None,
     requests: int | None,
+    ended: int | None,
     seed: int,
     minutes: float | None,
     keep_log: Path | None,
@@ -73,6 +77,11 @@ def main(
                 async with target(python) as server:
                     await attack(server, report, count=counts[name], seed=seed)
                     keep(server.log, keep_log, name)
+        if "terminations" in chosen:
+            count = ended or (5 if quick else 200)
+            await terminations.attack(python, report, count=count, seed=seed)
+        if "rolling" in chosen:
+            await rolling.attack(python, report, rounds=1 if quick else 10, seed=seed)
 
     asyncio.run(run())
     if report.broken:

@@ -47,7 +47,7 @@ async def attack(server: Target, report: Report, *, count: int, seed: int) -> No
     """Send `count` hostile requests; report the canaries and the server's resources."""
     outcomes, promises, figures = await attack_beside_canaries(
         server,
-        lambda: fire(server, max(100, count // 20), seed + 1),
+        lambda: fire(server, max(300, count // 20), seed + 1),
         lambda: fire(server, count, seed),
     )
     report.promise(

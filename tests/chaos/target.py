@@ -121,16 +121,18 @@ class Target:
 
 
 @contextlib.asynccontextmanager
-async def target(python: str, options: tuple[str, ...] = ()) -> AsyncIterator[Target]:
+async def target(
+    python: str, options: tuple[str, ...] = (), *, port: int = 0
+) -> AsyncIterator[Target]:
     """Run `jaxllama serve` with that Python, two keys and the default model; yield the server.
 
-    Its prompt cache is small, so that it is full before memory is first measured.
+    Its prompt cache is small, so that it is full before memory is first measured. `port` 0: any.
     """
     keys = [f"--api-key={key}" for key in (ATTACKER, NEIGHBOUR)]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with server_process(
-            ["--port=0", PROMPT_CACHE, *keys, *options], log, python=python
+            [f"--port={port}", PROMPT_CACHE, *keys, *options], log, python=python
         ) as process:
             server = Target(process, log)
             await wait_until(server, lambda: has_address(server))

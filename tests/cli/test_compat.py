@@ -14,7 +14,9 @@ from jaxllama.cli.compat import OriginCommand, given_flags
 from jaxllama.cli.main import main
 from jaxllama.cli.origins import ORIGINS, rllama
 from jaxllama.cli.origins.flags import TheirValues
+from jaxllama.testing import flatten, random_params, tiny
 from jaxllama.testing.models import TINY
+from tests.weights.writers import write_gguf
 
 
 @pytest.fixture
@@ -73,6 +75,7 @@ LINES = [
         "--temperature=0.5 --top-k=3 --top-p=0.65 --top-p-strict=true --repetition-window=100 "
         "--repetition-decay=50 --min-length=4 --max-tokens=256",
     ),
+    ("exllama -d m -gs 17.2,24", "chat --mesh=stage=2 --stage-layers=17.2GiB,24GiB"),
     ("exllama -d m -cpe 2 -a 3 -l 9", "chat --rope-scale=2.0 --rope-alpha=3.0 --context=9"),
     ("exllama -m f/m -t t -c f/config.json -ld a", "chat --model=f/m --tokenizer=t --lora=a"),
     ("exllama -d m -lora a/adapter_model.bin", "chat --lora=a"),
@@ -200,6 +203,15 @@ def test_our_command_runs_and_is_shown(run, model):
     assert result.stdout == "hiHI\n"
     assert result.stderr.startswith("jaxllama generate --model=m.bin --tokenizer=tokenizer.bin")
     assert model.loaded[0]["context"] == 99
+
+
+@pytest.mark.parametrize(("asked", "context"), [(20, 20), (0, 64), (256, 64)])
+def test_llama2c_asks_for_no_more_than_the_model_has(run, model, asked, context):
+    config = tiny(name="m", max_context=64)
+    write_gguf(Path("m.bin"), config, flatten(random_params(config)))
+    result = run("compat", "llama2c", "m.bin", "-i", "hi", "-n", asked, "-t", "0")
+    assert result.exit_code == 0, result.stderr
+    assert model.loaded[0]["context"] == context
 
 
 def test_a_chat_with_names_runs(run, model):

@@ -11,7 +11,7 @@ import pytest
 
 from jaxllama.testing import random_params
 from tests.cli.test_whole import TOKENIZER
-from tests.support import MODEL
+from tests.support import MODEL, QUICK_PROCESS
 from tests.weights.writers import flatten, write_gguf
 
 # One load for all: what the sampler does at its strictest is what temperature 0 does.
@@ -72,7 +72,7 @@ def test_packages_pass_their_tests_as_generated(installed):
     names = ("eager", "cornered", "folded", "word-list", "talk-back")
     folders = [f"jaxllama-{each}" for each in names]
     path = {"PYTHONPATH": installed["PYTHONPATH"]}
-    told = python("-m", "pytest", "-q", *folders, cwd=installed["folder"], **path)
+    told = python("-m", "pytest", "-q", *folders, cwd=installed["folder"], **path, **QUICK_PROCESS)
     assert "11 passed" in told
 
 
@@ -98,8 +98,8 @@ def test_installed_weight_format_opens_its_models(installed):
 def test_installed_plugins_run_in_a_model(installed, tmp_path):
     model, out = tmp_path / "tiny.gguf", tmp_path / "said.json"
     write_gguf(model, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER)
-    quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": ""}  # and one device will do
-    python("-c", SCRIPT, model, out, cwd=tmp_path, PYTHONPATH=installed["PYTHONPATH"], **quickly)
+    path = {"PYTHONPATH": installed["PYTHONPATH"]}
+    python("-c", SCRIPT, model, out, cwd=tmp_path, **path, **QUICK_PROCESS)
     said = json.loads(out.read_text())
     assert said["strict"] == said["greedy"] != said["free"]
     assert said["prompt"] == "[user]\nhi\n[end]\n[assistant]\n"

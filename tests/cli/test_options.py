@@ -98,8 +98,8 @@ def test_arguments_of_load_arrive_by_its_names(monkeypatch):
     install(monkeypatch)
     seen, _ = try_out(
         *("-m", "x.gguf", "--slots", "3", "--context", "99", "--dtype", "float16"),
-        *("--cache-dtype", "bfloat16", "--mesh", "data=2", "--packed", "--format", "plain"),
-        *("--no-compile-cache", "--kernels", "xla", "--threads", "2"),
+        *("--cache-dtype", "bfloat16", "--mesh", "stage=2", "--packed", "--format", "plain"),
+        *("--stage-layers", "3,4", "--no-compile-cache", "--kernels", "xla", "--threads", "2"),
         *("--prefill-chunk", "64", "--steps-per-sync", "2", "--sync-ms", "12.5"),
     )
     assert seen["loading"] == {
@@ -108,7 +108,8 @@ def test_arguments_of_load_arrive_by_its_names(monkeypatch):
         "context": 99,
         "dtype": "float16",
         "cache_dtype": "bfloat16",
-        "mesh": "data=2",
+        "mesh": "stage=2",
+        "stage_layers": "3,4",
         "kernels": "xla",
         "threads": 2,
         "prefill_chunk": 64,

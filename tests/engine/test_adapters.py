@@ -21,6 +21,7 @@ from tests.support import (
     BODIES,
     KERNELS,
     MODEL,
+    QuickPrograms,
     Told,
     closed,
     drive,
@@ -39,9 +40,14 @@ def with_adapters(engine: EngineConfig) -> EngineConfig:
     return dataclasses.replace(engine, adapter_slots=4, adapter_rank=16)
 
 
+def quick_programs(engine: EngineConfig) -> Programs:
+    """Return programs with the one sampler that these tests use, compiled quickly."""
+    return programs(MODEL, engine, samplers=("top_k",), kind=QuickPrograms)
+
+
 @cache
 def adapted_programs(engine: EngineConfig) -> Programs:
-    return programs(MODEL, with_adapters(engine))
+    return quick_programs(with_adapters(engine))
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +95,15 @@ def test_rows_of_one_batch_equal_the_models_they_were_merged_into(body: EngineCo
 
 def merged_answer(body: EngineConfig, name: str | None) -> Told:
     """The answer of a model with the adapter in its weights, and no adapter loaded."""
-    made = programs(MODEL, body)
+    made = quick_programs(body)
     if name is not None:
         more = {"targets": ("q", "v", "down")} if name == "half" else {}
         tensors = random_adapter(MODEL, seed=NAMES.index(name), **more)
         tree = merged(random_params(MODEL), MODEL, tensors)
         weights = place_all(MODEL, body, tree=tree)
-        made = Programs(MODEL, body, made.bank, weights, made.mesh, executables=made.executables)
+        made = QuickPrograms(
+            MODEL, body, made.bank, weights, made.mesh, executables=made.executables
+        )
     (told,) = run(Engine(made), [request(PROMPT, 12)])
     return told
 
@@ -105,10 +113,11 @@ def test_rows_without_an_adapter_keep_their_bits(body: EngineConfig, folders):
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 256, 20).tolist() for _ in range(2)]
     knobs = {"temperature": 0.8, "seed": 3, "knobs": {"top_k": 5}}
-    plain = run(new_engine(MODEL, body), [request(prompt, 12, **knobs) for prompt in prompts])
+    asked = [request(prompt, 12, **knobs) for prompt in prompts]
+    plain = run(Engine(quick_programs(body)), asked)
     engine = new_adapted_engine(body, folders)
     others = [of(engine, "one"), of(engine, "half", temperature=1.0)]
-    mixed = run(engine, [*(request(prompt, 12, **knobs) for prompt in prompts), *others])
+    mixed = run(engine, [*asked, *others])
     tolerance = 0.0 if body.kernels == "cpu" else 1e-5
     for one, other in zip(plain, mixed, strict=False):
         assert one.tokens == other.tokens

@@ -85,7 +85,7 @@ def answers_in(output: str) -> Any:
 @pytest.mark.parametrize(
     ("kernels", "count", "devices", "mesh"),
     [
-        pytest.param("cpu", 4, 1, "model=4", marks=BUILT),
+        pytest.param("cpu", 4, 1, "model=4", marks=[BUILT, pytest.mark.slow]),
         pytest.param("cpu", 2, 2, "data=2,model=2", marks=[BUILT, pytest.mark.slow]),
         ("xla", 2, 1, "model=2"),
     ],
@@ -101,7 +101,10 @@ def test_hosts_give_the_bits_of_one_process(model, adapter, kernels, count, devi
     assert answers_in(found[0][1]) == answers_in(expected)
 
 
-@pytest.mark.parametrize(("victim", "number"), [(1, signal.SIGKILL), (0, signal.SIGSTOP)])
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [(1, signal.SIGKILL), pytest.param(0, signal.SIGSTOP, marks=pytest.mark.slow)],
+)
 def test_a_lost_host_ends_the_group_with_one_clear_line(model, victim, number):
     with group_of(2, model, 1, mesh="model=2", kernels="xla", ask=1000) as processes:
         while not processes[0].stdout.readline().startswith("[["):  # until the model answers

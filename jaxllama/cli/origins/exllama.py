@@ -1,5 +1,6 @@
 """ExLlama's command lines: the chatbot's, and with an address or sessions the web UI's."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -31,7 +32,11 @@ FLAGS = (
         "read from the model's folder",
         difference="it must lie there as config.json",
     ),
-    refused("-gs", "--gpu_split", instead="all devices have equal parts: -- --mesh data=1,model=2"),
+    TheirFlag(
+        ("-gs", "--gpu_split"),
+        "`--mesh stage=N --stage-layers`",
+        difference="the layers in proportion to these GiB",
+    ),
     TheirFlag(("-l", "--length"), "`--context`", 2048, int),
     TheirFlag(("-cpe", "--compress_pos_emb"), "`--rope-scale`", 1.0, float),
     TheirFlag(("-a", "--alpha"), "`--rope-alpha`", 1.0, float),
@@ -141,16 +146,29 @@ def loading(given: TheirValues) -> list[str]:
         lora = Path(given["lora"]).parent
         check_beside(given["lora"], lora, "--lora", ADAPTER[1:])
         check_beside(given["lora_config"], lora, "--lora_config", ADAPTER[:1])
+    sizes = given["gpu_split"].split(",") if given["gpu_split"] else []
     scale, alpha = given["compress_pos_emb"], given["alpha"]
     return [
         *option("--model", model),
         *option("--tokenizer", given["tokenizer"]),
+        *stages(sizes),
         *option("--context", given["length"]),
         *option("--rope-scale", None if scale == 1 else scale),
         *option("--rope-alpha", None if alpha == 1 else alpha),
         *option("--rope-theta", given["theta"]),
         *option("--lora", lora),
     ]
+
+
+def stages(sizes: Sequence[str]) -> list[str]:
+    """Return the jaxllama options that divide the layers over GPUs with `sizes` GiB of memory.
+
+    One GPU has all layers.
+    """
+    if len(sizes) < 2:  # noqa: PLR2004
+        return []
+    split = ",".join(f"{size.strip()}GiB" for size in sizes)
+    return [*option("--mesh", f"stage={len(sizes)}"), *option("--stage-layers", split)]
 
 
 def sampling(given: TheirValues) -> list[str]:

@@ -19,7 +19,7 @@ FLAGS = (
         "`--context`",
         256,
         int,
-        difference="0 is the model's limit; more than that is refused; the begin-of-text token "
+        difference="0, or more than the model's limit, is that limit; the begin-of-text token "
         "counts, so a text has one token less",
     ),
     TheirFlag(("-i",), "`--prompt`; in a chat, `--first`", ""),
@@ -42,7 +42,7 @@ def translate(given: TheirValues) -> list[str]:
     words = [
         *option("--model", given["checkpoint"]),
         *option("--tokenizer", tokenizer),
-        *option("--context", given["n"] or None),
+        *option("--context", context_of(given["checkpoint"], given["n"])),
         "--sampling-defaults=none",
         *option("--temperature", max(given["t"], 0.0)),
         *option("--top-p", top_p if 0 < top_p < 1 else 1.0),
@@ -56,6 +56,20 @@ def translate(given: TheirValues) -> list[str]:
         own = [*option("--system", given["y"]), *option("--first", prompt or None)]
         return ["chat", *words, "--format=llama2", *own]
     return ["generate", *words, "--echo", *option("--prompt", prompt)]
+
+
+def context_of(checkpoint: str, positions: int) -> int | None:
+    """Return the context for this many positions: at most the model's limit; for 0, that limit.
+
+    None: the default of our command, for a model that is no file here.
+    """
+    if not Path(checkpoint).is_file():
+        return positions or None
+    from jaxllama.weights import open_checkpoint  # noqa: PLC0415 - heavy
+
+    with open_checkpoint(checkpoint) as model:
+        limit = model.config.max_context
+    return min(positions or limit, limit)
 
 
 LLAMA2C = Origin("llama2c", "llama2.c: run CHECKPOINT.", FLAGS, translate, argument="checkpoint")

@@ -57,7 +57,10 @@ class Tiled:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return the shape [in, out] without padding; of a pair (gate and up), of one matrix."""
+        """Return the shape [in, out] of the matrix without padding.
+
+        Of a pair of matrices (gate and up), that is the shape of each.
+        """
         tiles, blocks = self.codes.shape[:2]
         return blocks * BLOCK - self.spare_in, tiles * self.tile - self.spare_out
 

@@ -146,7 +146,7 @@ def fold_block(
 
 
 def heads_of(scales: Float[Array, "_ T"], side: int) -> Float[Array, "K 1 T"]:
-    """Return the int8 scales of a block's keys (`side` 0) or values (1), for all heads."""
+    """Return the scales of a block's int8 keys (`side` 0) or values (1): one row per head."""
     rows = [scales[row : row + 1][None] for row in range(side, scales.shape[0], 2)]
     return jnp.concatenate(rows, axis=0)
 

@@ -115,9 +115,9 @@ def readable(matrix: HostMatrix, split: Split) -> HostMatrix:
 
 
 def own_part(matrix: Packed, split: Split) -> Packed:
-    """Return device 0's part of a packed matrix; the whole matrix if it is not split.
+    """Return the part of a packed matrix that one device holds; the whole if it is not split.
 
-    The parts of all devices have the same shape.
+    It is the part of device 0; those of the others have the same shape.
     """
     part = split.of(matrix, 0)
     return part if isinstance(part, Packed) else matrix

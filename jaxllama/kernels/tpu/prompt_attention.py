@@ -101,8 +101,9 @@ def attend_run(  # noqa: PLR0913, PLR0917 - the operation's arguments
 def reach(start: Any, run: Any, taken: int, block: int, window: int | None) -> tuple[Any, Any]:
     """Return the first and the last block of columns that a group of prompt tokens attends to.
 
-    The group has the number `run` and `taken` tokens; the first token of the prompt is at column
-    `start`, and a block has `block` columns. `window` limits the columns, None: no limit.
+    `run` is the index of the group; every group has `taken` tokens. The first token of the prompt
+    is at column `start`, and a block has `block` columns. `window` limits the columns; None: no
+    limit.
     """
     begin = start + run * taken
     last = (begin + taken - 1) // block

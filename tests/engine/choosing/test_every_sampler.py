@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxllama.engine.programs import Programs
 from jaxllama.request import Contrast
 from jaxllama.sampling import KnobSpec, knobs_of
 from tests.engine.test_determinism import same
@@ -84,9 +83,7 @@ def test_no_company_no_neighbours_sampler_and_no_draft_changes_a_token(body):
         for heat in (0.0, 1.2)
         for index, knobs in enumerate(switched_on().values())
     ]
-    # The plain body's contract allows for rounding, so its programs need no optimisation.
-    kind = Programs if body.kernels == "cpu" else QuickPrograms
-    engine = new_engine(MODEL, body, samplers=None, kind=kind)
+    engine = new_engine(MODEL, body, samplers=None, kind=QuickPrograms)
     alone = [run(engine, [dataclasses.replace(one, draft=0)])[0] for one in pool]
     order = rng.permutation(len(pool))
     crowd = run(engine, [dataclasses.replace(pool[index], draft=drafts) for index in order])

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from jaxllama.errors import HttpError
-from jaxllama.serve.whole_files import open_folder, write_whole
+from jaxllama.serve.whole_files import append_whole, open_folder, write_whole
 
 BATCH_ID = re.compile(r"batch_[0-9a-f]{24}")
 
@@ -161,10 +161,10 @@ class BatchStore:
     def append(self, batch: RequestBatch, kind: GrowingKind, line: OutputLine) -> None:
         """Append the line of an answered or failed request to one of the batch's files.
 
-        `kind` is "output" for the file of answers, "errors" for that of errors.
+        `kind` is "output" for the file of answers, "errors" for that of errors. Raises CannotStore
+        if the disk does not take the line.
         """
-        with self.growing(batch, kind).open("ab") as out:
-            out.write(msgspec.json.encode(line) + b"\n")
+        append_whole(self.growing(batch, kind), msgspec.json.encode(line) + b"\n")
 
     def done(self, batch: RequestBatch) -> tuple[set[int], RequestCounts]:
         """Return the numbers of the requests that are done, and the counts of the batch.

@@ -9,7 +9,8 @@ import contextlib
 import fcntl
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from jaxllama.errors import (
+    CannotStore,
     ConfigError,
     EngineStopped,
     HttpError,
@@ -168,10 +170,10 @@ class BatchWork:
             )
         if batch.status != "cancelling":
             batch.status, batch.cancelling_at = "cancelling", int(time.time())
-            self._store.save(kept)
             if id_ in self._tasks:
                 self._tasks[id_].cancel()
             self._start(kept)
+            self._store.save(kept)
         return batch
 
     def written(self, batch: RequestBatch, kind: GrowingKind) -> Path:
@@ -240,13 +242,14 @@ class BatchWork:
             if batch.status == "in_progress":
                 await self._answer_all(kept)
             if not batch.is_over:
-                await asyncio.to_thread(self._finish, kept)
+                await self._until_stored(batch, partial(self._finish, kept))
             logger.info("batch %s is %s", batch.id, batch.status)
         except Exception as error:
             logger.exception("batch %s failed", batch.id)
             problem = LineProblem("internal_error", f"the batch cannot go on: {error}")
             fail(batch, [problem])
-            self._store.save(kept)
+            with contextlib.suppress(CannotStore):
+                self._store.save(kept)
 
     async def _validate(self, kept: KeptBatch) -> None:
         """Check all lines of the input file; the batch fails if any of them is wrong."""
@@ -322,10 +325,26 @@ class BatchWork:
         answer = LineAnswer(status, caller.id, msgspec.Raw(body))
         written = OutputLine(line_id(kept.batch, number), given.custom_id, answer)
         kind: GrowingKind = "output" if is_good else "errors"
-        # Shielded: a line is written whole even if the batch is cancelled now.
-        await asyncio.shield(asyncio.to_thread(self._store.append, kept.batch, kind, written))
+        append = partial(self._store.append, kept.batch, kind, written)
+        await self._until_stored(kept.batch, append)
         counts.completed += is_good
         counts.failed += not is_good
+
+    async def _until_stored(self, batch: RequestBatch, store: Callable[[], None]) -> None:
+        """Call `store` in a thread; while the disk does not take what it writes, try again.
+
+        A cancelled batch ends this, but not a call that has begun: a line is written whole.
+        """
+        has_warned = False
+        while True:
+            try:
+                await asyncio.shield(asyncio.to_thread(store))
+                return
+            except CannotStore as error:
+                if not has_warned:
+                    logger.warning("batch %s waits: %s", batch.id, error)
+                has_warned = True
+                await asyncio.sleep(AWAY_SECONDS)
 
     async def _try_until_answered(self, given: InputLine, caller: Caller) -> tuple[int, bytes]:
         """Return HTTP status and body of the answer to one request of a batch.

@@ -4,18 +4,18 @@ A file is its content beside a JSON description. Names are ids made here, so not
 sends becomes a file name. Blocks, so call it from a thread. Knows no HTTP.
 """
 
+import contextlib
 import re
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from jaxllama.errors import HttpError, InvalidParameter
-from jaxllama.serve.whole_files import open_folder, part_in, write_whole
+from jaxllama.serve.whole_files import open_folder, part_in, storing, write_whole
 
 ID = re.compile(r"file-[0-9a-f]{24}")
 Purpose = Literal["batch", "batch_output"]
@@ -60,7 +60,7 @@ class FileStore:
         """Make the folder, and remove uploads that a crash left unfinished."""
         open_folder(self._folder)
 
-    @contextmanager
+    @contextlib.contextmanager
     def receive(self, owner: str) -> "Iterator[Upload]":
         """Yield an upload of `owner` to write to, deleted at the end unless `keep` was called."""
         upload = Upload(self, part_in(self._folder), owner)
@@ -145,23 +145,30 @@ class Upload:
         self._size = 0
 
     def __enter__(self) -> "Upload":
-        self._out = self.path.open("xb")
+        with storing():
+            self._out = self.path.open("xb")
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._out.close()
+        with contextlib.suppress(OSError):  # of a disk that is full: the file is deleted
+            self._out.close()
 
     def write(self, piece: bytes) -> None:
-        """Append a piece to the upload; raise HttpError if it becomes too large."""
+        """Append a piece to the upload.
+
+        Raises HttpError if it becomes too large, CannotStore if the disk does not take it.
+        """
         self._size += len(piece)
         if self._size > self._store.largest:
             most = self._store.largest // MIB
             raise HttpError(f"the file has more than {most} MiB", 413, "file_too_large")
-        self._out.write(piece)
+        with storing():
+            self._out.write(piece)
 
     def keep(self) -> FileObject:
         """Move the upload into the store, and return its description; refuse an empty file."""
-        self._out.close()
+        with storing():
+            self._out.close()
         if not self._size:
             raise InvalidParameter("file is empty; expected a line for each request", "file")
         self._store.check_room()

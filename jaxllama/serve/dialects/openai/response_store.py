@@ -4,6 +4,7 @@ Bounded: the response that was used longest ago makes room. In memory, or in a f
 finds again. Knows no HTTP.
 """
 
+import logging
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import msgspec
 
-from jaxllama.errors import HttpError
+from jaxllama.errors import CannotStore, HttpError
 from jaxllama.serve.dialects.openai.file_store import MIB
 from jaxllama.serve.whole_files import open_folder, write_whole
+
+logger = logging.getLogger(__name__)
 
 RESPONSE_ID = re.compile(r"resp-[0-9a-f]{24}")
 MOST_RESPONSES = 10_000
@@ -46,12 +49,20 @@ class ResponseStore:
             self._note(path.stem, path.stat().st_size)
 
     def keep(self, id_: str, kept: KeptResponse) -> None:
-        """Store a response under its id; the ones unused for longest make room."""
+        """Store a response under its id; the ones unused for longest make room.
+
+        If the disk does not take it, logs a warning and stores nothing: the client gets its
+        response all the same.
+        """
         raw = msgspec.json.encode(kept)
         if self._folder is None:
             self._held[id_] = raw
         else:
-            write_whole(self._folder / f"{id_}.json", raw)
+            try:
+                write_whole(self._folder / f"{id_}.json", raw)
+            except CannotStore as error:
+                logger.warning("response %s is not stored: %s", id_, error)
+                return
         self._note(id_, len(raw))
 
     def find(self, id_: str, owner: str) -> KeptResponse:

@@ -1,0 +1,206 @@
+"""Stage steps: the programs of one stage of a pipeline, as pure functions.
+
+Made by `stage_blueprints.py`. A stage has some of the model's layers and their KV cache. The last
+stage has the head, the samplers and all row state besides the cache; it uses the functions of
+`steps.py`, given hidden states in place of tokens. The other stages pass hidden states on. The
+loops over steps and stages are the host's (`pipeline.py`).
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxllama.engine.choosing.chooser import TokenChooser
+from jaxllama.engine.choosing.rows import every_token
+from jaxllama.engine.state import DecodeState
+from jaxllama.engine.steps import StepOutput, Steps
+from jaxllama.model.cache import KVCache, empty_cache
+from jaxllama.model.params import Tree
+from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
+
+
+class Fed(NamedTuple):
+    """What the rows of one microbatch give to a stage in a step."""
+
+    x: Array  # tokens [S] for the first stage, hidden states [S D] for the others
+    position: Int32[Array, " S"]  # cache column of each token
+    active: Bool[Array, " S"]  # rows of the microbatch that decode
+
+
+class StageSteps(Steps):
+    """The programs of one stage as functions; a microbatch is a mask of rows."""
+
+    def empty(self) -> DecodeState:
+        """Make a state with all rows inactive; that of an early stage has the cache alone."""
+        if self.model.gives_logits:
+            return super().empty()
+        nothing: Any = {field.name: None for field in dataclasses.fields(DecodeState)}
+        return DecodeState(**{**nothing, "cache": empty_cache(self.model, self.engine, self.tile)})
+
+    # Programs of the stages before the last one.
+
+    def pass_prefill(
+        self, params: Tree, state: DecodeState, slot: Array, x: Array, start: Array, count: Array
+    ) -> tuple[DecodeState, Float[Array, "P D"]]:
+        """Compute a chunk of a slot's prompt, of which the first `count` rows are real.
+
+        `x` has its tokens or hidden states; the first one goes to column `start`. Returns the
+        hidden states after this stage.
+        """
+
+        def tile(index: Array, carry: tuple[KVCache, Array]) -> tuple[KVCache, Array]:
+            cache, hidden = carry
+            at = index * self.tile
+            rows = lax.dynamic_slice_in_dim(x, at, self.tile)
+            real = jnp.minimum(count - at, self.tile)
+            model = self._model(params, for_prompts=True)
+            found, cache = model.prompt(rows, cache, slot, start + at, real)
+            return cache, lax.dynamic_update_slice_in_dim(hidden, found, at, 0)
+
+        tiles = (count + self.tile - 1) // self.tile
+        blank = jnp.zeros((x.shape[0], self.model.width), jnp.float32)
+        cache, hidden = lax.fori_loop(0, tiles, tile, (state.cache, blank))
+        return dataclasses.replace(state, cache=cache), hidden
+
+    def pass_prompt(
+        self, params: Tree, state: DecodeState, slot: Array, x: Array, start: Array, last: Array
+    ) -> tuple[DecodeState, Float[Array, "R D"]]:
+        """Compute a tile of known tokens of a slot, up to index `last`; return hidden states.
+
+        `x` has the tokens or hidden states; the first one goes to column `start`.
+        """
+        model = self._model(params, for_prompts=True)
+        hidden, cache = model.prompt(x, state.cache, slot, start, last + 1)
+        return dataclasses.replace(state, cache=cache), hidden
+
+    def pass_runs(
+        self, params: Tree, state: DecodeState, slot: Array, x: Array, places: Int32[Array, "2 G"]
+    ) -> tuple[DecodeState, Float[Array, "R D"]]:
+        """Compute short runs of tokens in one slot; return hidden states.
+
+        `x` has the tokens or hidden states, `places` the first column and the length of each run.
+        """
+        model = self._model(params, for_prompts=True)
+        hidden, cache = model.branches(x, state.cache, slot, places)
+        return dataclasses.replace(state, cache=cache), hidden
+
+    def pass_step(
+        self, params: Tree, state: DecodeState, fed: Fed
+    ) -> tuple[DecodeState, Float[Array, "S D"]]:
+        """Compute one new token of every row of a microbatch; return hidden states.
+
+        Costs nothing if no row is active.
+        """
+
+        def one(_: Array, carry: tuple[KVCache, Array]) -> tuple[KVCache, Array]:
+            hidden, cache = self._model(params).step(fed.x, carry[0], fed.position, fed.active)
+            return cache, hidden
+
+        blank = jnp.zeros((self.engine.slots, self.model.width), jnp.float32)
+        turns = jnp.any(fed.active).astype(jnp.int32)  # XLA copies what goes through a conditional
+        cache, hidden = lax.fori_loop(0, turns, one, (state.cache, blank))
+        return dataclasses.replace(state, cache=cache), hidden
+
+    # Programs of the last stage.
+
+    def feed(self, state: DecodeState, allowed: UInt32[Array, "S W"], group: Array) -> Fed:
+        """Return what the rows of the microbatch `group` give to the first stage.
+
+        A row whose bits in `allowed` are all 0 does not decode. A row with a guidance row is in the
+        same microbatch as that one.
+        """
+        own = state.speaker % microbatches(self.engine.stages, self.engine.slots) == group
+        active = state.active & own & jnp.any(allowed != 0, axis=-1)
+        return Fed(state.pending, state.length, active)
+
+    def blank(self) -> StepOutput:
+        """Return the output of a decode call in which no token is drawn yet."""
+        allowed = every_token(self.engine.slots, self.bank.vocab)
+        state = jax.eval_shape(self.empty)
+        draw = partial(self._draw, self._whole)
+        return self._blank(draw, state, allowed, self.engine.steps_per_sync)
+
+    def draw(  # noqa: PLR0913, PLR0917 - arguments of a compiled program
+        self,
+        params: Tree,
+        state: DecodeState,
+        output: StepOutput,
+        hidden: Float[Array, "S D"],
+        place: Array,
+        group: Array,
+        allowed: UInt32[Array, "S W"],
+    ) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
+        """End a step of the microbatch `group`: the last layers, and a token for every active row.
+
+        `hidden` comes from the stage before. The tokens go into `output` at index `place`;
+        `allowed` has a bit per token for each row. Also returns what the microbatch gives to the
+        first stage in the next step.
+        """
+        return self._end_step(self._whole, params, state, output, hidden, place, group, allowed)
+
+    def draw_lean(  # noqa: PLR0913, PLR0917 - arguments of a compiled program
+        self,
+        params: Tree,
+        state: DecodeState,
+        output: StepOutput,
+        hidden: Float[Array, "S D"],
+        place: Array,
+        group: Array,
+        allowed: UInt32[Array, "S W"],
+    ) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
+        """Do what `draw` does, with the common samplers alone."""
+        return self._end_step(self._lean, params, state, output, hidden, place, group, allowed)
+
+    def _end_step(  # noqa: PLR0913, PLR0917 - a chooser, and the arguments of a compiled program
+        self,
+        chooser: TokenChooser,
+        params: Tree,
+        state: DecodeState,
+        output: StepOutput,
+        hidden: Float[Array, "S D"],
+        place: Array,
+        group: Array,
+        allowed: UInt32[Array, "S W"],
+    ) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
+        active = self.feed(state, allowed, group).active
+
+        def one(_: Array, carry: tuple[DecodeState, StepOutput]) -> tuple[DecodeState, StepOutput]:
+            state, output = carry
+            model = self._model(params)
+            found, cache = model.step(hidden, state.cache, state.length, active)
+            logits = model.head(found, active)
+            state = dataclasses.replace(state, cache=cache)
+            state, now = self._draw(chooser, state, logits, active, allowed)
+            return state, merged(output, place, now, active, lists=chooser.lists)
+
+        turns = jnp.any(active).astype(jnp.int32)
+        state, output = lax.fori_loop(0, turns, one, (state, output))
+        return state, (output, self.feed(state, allowed, group))
+
+
+def microbatches(stages: int, slots: int) -> int:
+    """Return into how many microbatches the rows of a step are cut: one per stage if they can."""
+    return min(stages, slots)
+
+
+def merged(
+    output: StepOutput, place: Array, now: StepOutput, active: Bool[Array, " S"], *, lists: bool
+) -> StepOutput:
+    """Return `output` with the tokens `now` of the `active` rows at index `place`.
+
+    Without `lists`, log-probabilities and lists of likely tokens stay blank.
+    """
+
+    def put(every: Array, new: Array) -> Array:
+        rows = active.reshape(-1, *(1,) * (new.ndim - 1))
+        return every.at[place].set(jnp.where(rows, new, every[place]))
+
+    token = put(output.token, now.token)
+    if lists:
+        return output._replace(token=token, choice=jax.tree.map(put, output.choice, now.choice))
+    finite = put(output.choice.finite, now.choice.finite)
+    return output._replace(token=token, choice=output.choice._replace(finite=finite))
