@@ -1,7 +1,8 @@
 """Speculation: tokens per second with drafts and without, on texts that quote their prompt or not.
 
-The tasks are in speculation.json: code to edit, texts to summarise with quotes, and free prose.
-Drafts are looked up in the text, or come from a draft model as well.
+The tasks are in speculation.json: code to edit, texts to summarise with quotes, free prose, and
+answers with the fields of a JSON schema, whose names are forced tokens. Drafts are looked up in the
+text, or come from a draft model as well.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from jaxllama import LLM
 from jaxllama.request import GenerationRequest
 
 TASKS = Path(__file__).with_suffix(".json")
-KINDS = ("editing", "quoting", "prose")
+FIELDS = "fields"
+KINDS = ("editing", "quoting", "prose", FIELDS)
 SLOTS = (1, 16)
 LENGTH = 1024  # tokens of a slot
 SHORT = 2  # tasks of each kind with --short
@@ -69,7 +71,7 @@ def main(  # noqa: PLR0913 - one argument for each option
     Each task is a conversation of one message, and an answer ends where the model ends it. The
     prompts are in the prompt cache, so the time is that of the answers. With a draft model, also
     `speculate: N`, which drafts whether it pays or not, and the share of its drafts that was
-    accepted.
+    accepted. Answers with a schema draft nothing, so these settings make no difference to them.
     """
     path = None if draft_model is None else model_file(draft_model)
     choices = {"auto": None, "off": 0} | ({} if path is None else {"always": drafts})
@@ -83,23 +85,33 @@ def main(  # noqa: PLR0913 - one argument for each option
             for name in kind or KINDS:
                 chosen = tasks[name][:SHORT] if board.short else tasks[name]
                 requests = [
-                    llm.intake.chat(
-                        [{"role": "user", "content": text}], {**knobs, "max_tokens": tokens}
-                    )[0]
-                    for text in chosen
+                    request_of(llm, task, {**knobs, "max_tokens": tokens}) for task in chosen
                 ]
+                own = {"auto": None} if name == FIELDS else choices
                 case = f"{subject.name}, {count} slot{'s' * (count > 1)}, {name}"
                 with board.doing(case):
                     *rates, without = in_turn(
                         times,
-                        *(rate_of(llm, requests, draft) for draft in choices.values()),
+                        *(rate_of(llm, requests, draft) for draft in own.values()),
                         rate_of(plain, requests, 0),
                     )
-                for choice, rate in zip(choices, rates, strict=True):
+                for choice, rate in zip(own, rates, strict=True):
                     peer = Peer("--draft-tokens 0")
                     board.add(f"{case}, {choice}", "tokens/s", rate, without, peer)
-                if path is not None:
+                if path is not None and name != FIELDS:
                     board.add(f"{case}, accepted", "%", [accepted(llm, requests, drafts)])
+
+
+def request_of(
+    llm: LLM, task: str | dict[str, object], knobs: dict[str, object]
+) -> GenerationRequest:
+    """Return the request of a task: a text, or a dict with the text and the schema of the answer.
+
+    `knobs` are the fields of all tasks.
+    """
+    fields = {"text": task} if isinstance(task, str) else task
+    more = {name: value for name, value in fields.items() if name != "text"}
+    return llm.intake.chat([{"role": "user", "content": fields["text"]}], {**knobs, **more})[0]
 
 
 def rate_of(llm: LLM, requests: Sequence[GenerationRequest], draft: int | None) -> Measure:

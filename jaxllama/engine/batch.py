@@ -83,6 +83,7 @@ class Batch:
         self,
         steps: int,
         allowed: np.ndarray | None = None,
+        forced: np.ndarray | None = None,
         *,
         lean: bool = False,
         adapted: bool = False,
@@ -90,12 +91,13 @@ class Batch:
         """Send a call that draws up to `steps` tokens for every active row; do not wait for it.
 
         Returns its output, whose arrays are still being computed. `allowed`: a bit mask of tokens
-        for each row, None if all are allowed. `lean`: all rows use common samplers only. `adapted`:
-        some row has an adapter.
+        for each row, None if all are allowed. `forced`: the ForcedTokens that come
+        first, None if there are none. `lean`: all rows use common samplers only. `adapted`: some
+        row has an adapter.
         """
         adapter = loaded(self.adapters).blocks if adapted else None
         self._state, output = self.programs.decode(
-            self._state, np.int32(steps), allowed, lean, adapter
+            self._state, np.int32(steps), allowed, lean, adapter, forced
         )
         return output
 

@@ -20,6 +20,7 @@ from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.choosing.chooser import ChosenTokens
 from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.draft_model import draft_cost
+from jaxllama.engine.forced import nothing_forced
 from jaxllama.engine.parcel import size_of, unpack
 from jaxllama.engine.state import DecodeState, RowStart, StateLeaves, state_shardings
 from jaxllama.engine.steps import Peek, Pooled, Runs, StepOutput, Steps
@@ -170,8 +171,11 @@ class Blueprints:
         allowed = self._small(every_token(self.engine.slots, self.bank.vocab).shape, jnp.uint32)
         if name == "adapt":
             return (self._adapters, number, self._adapter_weights())
-        if name == ADAPTED:
-            return (*self._arguments(WHOLE), self._adapters)
+        if name in (WHOLE, ADAPTED):
+            nothing = nothing_forced(self.engine.slots, self.engine.draft_tokens)
+            forced = () if nothing is None else (self._small(nothing.shape),)
+            adapters = () if name == WHOLE else (self._adapters,)
+            return (*self._arguments(LEAN), *adapters, *forced)
         if name == "restore":
             return (state, self.columns, number, number)
         if name.endswith(SUFFIX):
@@ -182,7 +186,6 @@ class Blueprints:
             "empty": (),
             "prefill": (params, state, number, ids, number, number),
             LEAN: (params, state, number, allowed),
-            WHOLE: (params, state, number, allowed),
             "admit": (state, number, self._row()),
             "release": (state, mask),
             "scrub": (state, number),

@@ -7,10 +7,9 @@ Knows no queue and emits nothing.
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from jaxllama.engine.batch import Batch
 from jaxllama.engine.generation import Generation
+from jaxllama.engine.guides import Masks
 from jaxllama.engine.reading import Reading, Sent
 
 
@@ -32,16 +31,17 @@ class DecodeCalls:
         self,
         steps: int,
         owners: Sequence[Generation | None],
-        allowed: np.ndarray | None = None,
+        masks: Masks | None = None,
     ) -> None:
         """Send a decode call of up to `steps` steps to the device, without waiting for it.
 
         `owners` lists the generation of each row; the tokens of a row with None are ignored.
-        `allowed` has a mask of allowed tokens for each row, None if all are allowed.
+        `masks` says what rows with a constraint may draw, None if there are none.
         """
         lean = all(owner is None or owner.is_common for owner in owners)
         adapted = any(owner is not None and owner.request.adapter for owner in owners)
-        output = self._batch.decode(steps, allowed, lean=lean, adapted=adapted)
+        allowed, forced = masks or (None, None)
+        output = self._batch.decode(steps, allowed, forced, lean=lean, adapted=adapted)
         places = len(output.token) // self._most_steps
         self._sent.append(Sent(output, steps, places, list(owners)))
 

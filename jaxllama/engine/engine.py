@@ -92,7 +92,7 @@ class Engine:
         self.recovery = Recovery(self._batch, self._waiting, clear=self._clear, fail=self._fail)
         self._prompts = Prompts(self._batch, self.slots, self.prompt_store)
         self.probes = Probes(self._batch, self.slots, self._prompts, self.recovery)
-        self._guides = Guides(self._emit, self._end, programs)
+        self._guides = Guides(self._record, self._end, programs)
         self._keeps_answers = programs.body.steps_match_prompts()  # prompts reuse their columns
         self._cached_blocks: CachedBlocks | None = None
 
@@ -389,13 +389,21 @@ class Engine:
             for part in generation.parts:
                 self.slots.slots[part.slot].cached.append(part.newest)  # it was fed just now
         self.recovery.suspects.progressed(generation)
-        if generation.replayed:  # emitted before the fault already
+        self._record(generation, token, logprobs)
+        self._guides.follow(generation, token)
+
+    def _record(
+        self, generation: Generation, token: int, logprobs: TokenLogprobs | None = None
+    ) -> None:
+        """Add one token to the answer, and emit it unless that was done before a fault.
+
+        `logprobs` are its log-probabilities, None if not requested.
+        """
+        if generation.replayed:
             generation.replayed -= 1
             generation.emitted.append(token)
         else:
             self._emit(generation, token, logprobs)
-        if generation.guide is not None:
-            self._follow_constraint(generation, token)
 
     def _emit(
         self, generation: Generation, token: int, logprobs: TokenLogprobs | None = None
@@ -436,22 +444,34 @@ class Engine:
         readings = [self.calls.read() for _ in range(len(self.calls))]
         for each in readings:
             self._emit_all(each, guided=True)
+        for owner in filter(None, self._running):
+            self._skip_forced(owner)
         masks = self._guides.masks(self._running)
         waiting = self._guides.waiting
         if len(waiting) < len(list(filter(None, self._running))):
             owners = [None if owner in waiting else owner for owner in self._running]
             self.calls.send(1, owners, masks)
+            self._note_given()
         elif waiting and not self._prompts:
             self._guides.wait()
         for each in readings:
             self._emit_all(each, guided=False)
 
-    def _follow_constraint(self, generation: Generation, token: int) -> None:
-        """Advance the constraint of a generation by one token.
+    def _note_given(self) -> None:
+        """Note as cached the tokens that the call just sent computes besides the pending ones."""
+        if not self._keeps_answers:
+            return
+        for owner in self._guides.given:
+            for part in owner.parts:
+                cached = self.slots.slots[part.slot].cached
+                cached.extend(part.known[len(cached) : -1])
 
-        If it forces the next tokens, they are emitted at once and the row goes back to prefill.
+    def _skip_forced(self, generation: Generation) -> None:
+        """Emit the forced tokens of a running generation at once, where that is faster.
+
+        The row then goes back to prefill.
         """
-        if self._guides.follow(generation, token, rows=self.slots.claimed):
+        if self._guides.skip(generation, rows=self.slots.claimed):
             self._running[generation.slot] = None
             self._release(generation)
             self._prompts.resume(generation)

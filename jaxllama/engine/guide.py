@@ -4,7 +4,9 @@ Held by a generation, driven by the engine through `guides.py`. Knows token ids 
 tokens; must not know text or the kind of constraint.
 """
 
+import itertools
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,9 +16,20 @@ from jaxllama.request import TokenConstraint
 class Guide:
     """Follows one answer through its constraint."""
 
-    def __init__(self, constraint: TokenConstraint) -> None:
+    def __init__(
+        self, constraint: TokenConstraint, places: int = 1, *, is_drawn: bool = False
+    ) -> None:
+        """Start at the first token of an answer.
+
+        A decode step computes at most `places` tokens of the answer. `is_drawn` says whether forced
+        tokens have to be drawn like others.
+        """
         self._follower = constraint.start()
-        self.due: deque[int] = deque()  # forced tokens: the constraint allows nothing else
+        self.is_drawn = is_drawn
+        self._places = places
+        # Forced tokens: the constraint allows nothing else. The follower is past them already.
+        self.due: deque[int] = deque()
+        self._is_free = False  # no token is forced where the follower is
         self._look_ahead()
 
     @property
@@ -24,36 +37,54 @@ class Guide:
         """Say whether the answer is complete under its constraint, so that no token can follow."""
         return not self.due and self._follower.done
 
+    @property
+    def is_ending(self) -> bool:
+        """Say whether the answer is complete after the forced tokens that come next."""
+        return self._follower.done
+
     def advance(self, token: int) -> None:
         """Advance by one token of the answer; raise ValueError if another token was forced."""
-        if self.due and self.due.popleft() != token:
-            raise ValueError(f"token {token} is not the one that had to come")
-        self._follower.advance(token)
+        if self.due:
+            if self.due.popleft() != token:
+                raise ValueError(f"token {token} is not the one that had to come")
+        else:
+            self._follower.advance(token)
+            self._is_free = False
         self._look_ahead()
 
-    def allow(self, row: np.ndarray) -> bool:
-        """Write the mask of the tokens allowed next into a row of `Rows.allowed`.
+    def allow(self, row: np.ndarray, most: int = 0) -> Sequence[int] | None:
+        """Return up to `most` forced tokens that come next; write the mask after them into `row`.
 
-        Returns False, with no bit set, while the constraint still computes the mask. Raises
+        `row` is one of `Rows.allowed`; `most` is less than the places of a step. Returns None, and
+        sets no bit, if nothing is forced and the constraint still computes the mask. Raises
         ValueError if no token is allowed.
         """
         row[:] = 0
-        if self.due:
-            row[self.due[0] // 32] = 1 << self.due[0] % 32
-            return True
-        mask = self._follower.allowed()
-        if mask is None:
-            return False
-        words = np.frombuffer(mask, np.uint32)
-        row[: len(words)] = words[: len(row)]
-        if not row.any():
-            raise ValueError("no token is allowed")
-        return True
+        forced = list(itertools.islice(self.due, most))
+        if len(forced) == len(self.due):
+            mask = None if self._follower.done else self._follower.allowed()
+            if mask is not None:
+                words = np.frombuffer(mask, np.uint32)
+                row[: len(words)] = words[: len(row)]
+                if not row.any():
+                    raise ValueError("no token is allowed")
+                return forced
+            if not forced:
+                return None
+            forced.pop()  # it takes the place of the unknown mask
+        token = self.due[len(forced)]
+        row[token // 32] = 1 << token % 32
+        return forced
 
     def wait(self, seconds: float) -> None:
         """Wait at most `seconds` for the constraint to compute the next mask."""
         self._follower.allowed(seconds)
 
     def _look_ahead(self) -> None:
-        if not self.due and not self._follower.done:
-            self.due.extend(self._follower.forced())
+        """Find the forced tokens that come next: all of them, or as many as a step has places."""
+        while len(self.due) < self._places and not (self._is_free or self._follower.done):
+            forced = self._follower.forced()
+            self._is_free = not forced
+            for token in forced:
+                self._follower.advance(token)
+            self.due.extend(forced)

@@ -1,26 +1,39 @@
 """Guides: the constraints of all running rows - the masks of allowed tokens, the forced tokens.
 
 Used by the engine, which passes the functions that emit a token and end an answer. An error of a
-constraint fails only its own request, and a slow mask delays only its own row. Knows no device; the
-guide of one answer is in `guide.py`.
+constraint fails only its own request, and a slow mask delays only its own row. Decides whether
+forced tokens are drawn, or emitted at once and computed by the next decode step or as a prompt.
+Knows no device; the guide of one answer is in `guide.py`.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxllama.engine.choosing.rows import every_token
+from jaxllama.engine.forced import nothing_forced
 from jaxllama.engine.generation import Generation
 from jaxllama.engine.guide import Guide
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import GenerationFailed, JaxLlamaError, RequestError
-from jaxllama.request import FinishReason
+from jaxllama.request import FinishReason, GenerationRequest
+from jaxllama.shapes import Int32, UInt32
 
 EmitToken = Callable[[Generation, int], None]  # adds a token to the answer and emits it
 EndAnswer = Callable[[Generation, FinishReason, JaxLlamaError | None], None]
 
 WAIT_SECONDS = 0.02  # most seconds to wait for a mask when every row waits for one
 ROWS_A_TOKEN = 32  # prompt rows that cost about as much as a step with one row
+FEW_ROWS = 2  # with more, steps that compute several tokens of a row beat prompt tiles
+
+
+class Masks(NamedTuple):
+    """What each row may draw in a decode step: its forced tokens, then a token of its mask."""
+
+    allowed: UInt32[np.ndarray, "S W"]  # a bit per token; none set: the row skips the step
+    forced: Int32[np.ndarray, "2 S N"] | None  # ForcedTokens; None without speculation
 
 
 class Guides:
@@ -31,7 +44,10 @@ class Guides:
         self._slots, self._bank = programs.engine.slots, programs.bank
         self._tile = programs.tile
         self._prefills = programs.body.steps_match_prompts()  # forced tokens
+        self._most = programs.engine.draft_tokens  # forced tokens of a row in a step
+        self._most_drawn = self._most if programs.engine.row_cost < 1 else 0
         self.waiting: list[Generation] = []  # rows that skip this step: no mask yet
+        self.given: list[Generation] = []  # rows whose forced tokens the next step computes
 
     def begin(self, generation: Generation) -> None:
         """Start to follow a request's constraint; emit the tokens that it forces at the start.
@@ -42,7 +58,8 @@ class Guides:
         if constraint is None or generation.guide is not None:
             return
         try:
-            generation.guide = Guide(constraint)
+            is_drawn = self._is_drawn(generation.request)
+            generation.guide = Guide(constraint, 1 + self._most, is_drawn=is_drawn)
         except Exception as error:
             self._fail(generation, error)
             return
@@ -51,25 +68,49 @@ class Guides:
         else:
             self._skip(generation, generation.guide, shortest=1)
 
-    def masks(self, running: Sequence[Generation | None]) -> np.ndarray:
-        """Return the masks of allowed tokens (`Rows.allowed`) for the next step; fill `waiting`.
+    def masks(self, running: Sequence[Generation | None]) -> Masks:
+        """Return what the rows with a constraint may draw in the next step.
 
         `running` has the generation of each row, None for none. A row whose mask is still being
         computed gets no allowed token, nor does the row of its negative prompt: both skip the step,
-        and `waiting` lists the generation. A generation whose guide fails is ended.
+        and `waiting` lists the generation. Forced tokens that need not be drawn are emitted, and
+        `given` lists their generations. A generation whose guide fails is ended.
         """
-        allowed = every_token(self._slots, self._bank.vocab)
-        self.waiting = []
+        masks = Masks(
+            every_token(self._slots, self._bank.vocab), nothing_forced(self._slots, self._most)
+        )
+        self.waiting, self.given = [], []
         for row, owner in enumerate(running):
             if owner is None or owner.guide is None:
                 continue
+            most = self._most_drawn if owner.guide.is_drawn else self._most
+            left = owner.request.max_tokens - len(owner.emitted)
             try:
-                if not owner.guide.allow(allowed[row]):
-                    allowed[[part.slot for part in owner.parts]] = 0
-                    self.waiting.append(owner)
+                forced = owner.guide.allow(masks.allowed[row], min(most, left - 1))
             except Exception as error:
                 self._fail(owner, error)
-        return allowed
+                continue
+            if forced is None:
+                masks.allowed[[part.slot for part in owner.parts]] = 0
+                self.waiting.append(owner)
+            elif forced and masks.forced is not None:
+                masks.forced[int(owner.guide.is_drawn), row, : len(forced)] = forced
+                if not owner.guide.is_drawn:
+                    self._give(owner, owner.guide, forced)
+        return masks
+
+    def _give(self, generation: Generation, guide: Guide, tokens: Sequence[int]) -> None:
+        """Emit forced tokens that the next step computes; list the generation if it goes on."""
+        for token in tokens:
+            if not generation.is_over:
+                self._emit(generation, token)
+                self._advance(generation, guide, token)
+        if not generation.is_over:
+            self.given.append(generation)
+
+    def _is_drawn(self, request: GenerationRequest) -> bool:
+        """Say whether forced tokens are drawn: for log-probabilities, or samplers with a state."""
+        return request.top_logprobs is not None or self._bank.remembers(request.knobs)
 
     def wait(self) -> None:
         """Wait at most WAIT_SECONDS for the mask of the first row of `waiting`."""
@@ -77,32 +118,43 @@ class Guides:
         if guide is not None:
             guide.wait(WAIT_SECONDS)
 
-    def follow(self, generation: Generation, token: int, *, rows: int) -> bool:
-        """Advance a generation's constraint by `token`, the one that was drawn.
+    def follow(self, generation: Generation, token: int) -> None:
+        """Advance a generation's constraint, if it has one, by `token`, the one that was drawn."""
+        if generation.guide is not None:
+            self._advance(generation, generation.guide, token)
 
-        Returns True if forced tokens after it were emitted, which then have to be prefilled. That
-        happens only if there are enough of them: the more `rows` share a decode step, the cheaper
-        is a token in a step.
+    def skip(self, generation: Generation, *, rows: int) -> bool:
+        """Emit the forced tokens that come next at once, if there are enough of them.
+
+        Returns True if they were emitted and then have to be prefilled. The more `rows` share a
+        decode step, the cheaper is a token in a step.
         """
         guide = generation.guide
-        if guide is None:
-            return False
-        self._advance(generation, guide, token)
-        return self._skip(generation, guide, shortest=max(2, rows * self._tile // ROWS_A_TOKEN))
+        return guide is not None and self._skip(generation, guide, shortest=self._shortest(rows))
 
-    def _skip(self, generation: Generation, guide: Guide, *, shortest: int) -> bool:
+    def _shortest(self, rows: int) -> float:
+        """Return how many forced tokens are worth a prompt tile while `rows` share a decode step.
+
+        Steps that compute several forced tokens of a row are slower only for long runs of a row
+        that is alone, or nearly so: then more of them are needed than there are rows.
+        """
+        if not self._most:
+            return max(2, rows * self._tile // ROWS_A_TOKEN)
+        return rows * (1 + self._most) if rows <= FEW_ROWS else math.inf
+
+    def _skip(self, generation: Generation, guide: Guide, *, shortest: float) -> bool:
         """Emit all forced tokens at once; return True if the row then has to be prefilled.
 
         A forced token is the only one that the constraint `guide` allows. Returns False, and emits
-        nothing, if there are fewer than `shortest`, or if each token needs a decode step: for
-        log-probabilities, for samplers that keep state, or because prefill gives other bits. Also
-        returns False if the answer has ended.
+        nothing, if each token has to be drawn, or if there are fewer than `shortest`. Where prefill
+        gives other bits, tokens are emitted only if the answer ends with them. Also returns False
+        if the answer has ended.
         """
-        request = generation.request
-        needs_steps = request.top_logprobs is not None or self._bank.remembers(request.knobs)
-        needs_steps |= request.contrast is not None  # its guidance row would need a tile, too
-        needs_steps |= not self._prefills  # a prompt tile would give the tokens other bits
-        if needs_steps or generation.is_over or generation.replayed or len(guide.due) < shortest:
+        if generation.is_over or generation.replayed or guide.is_drawn:
+            return False
+        # With guidance, the row of the negative prompt would need a tile, too.
+        fills = self._prefills and generation.request.contrast is None
+        if not guide.is_ending and not (fills and len(guide.due) >= shortest):
             return False
         while guide.due and not generation.is_over:
             token = guide.due[0]

@@ -164,15 +164,16 @@ class Pipeline(Programs):
         allowed: Any = None,
         lean: bool = False,
         adapter: StateLeaves | None = None,
+        forced: Any = None,
     ) -> tuple[StateLeaves, StepOutput]:
         """Draw `steps` tokens for every active row; return the next state and the tokens.
 
         `allowed` has a mask of tokens for each row, None if all are allowed. `lean`: all rows use
         common samplers only, so the lean program may run if the whole one is not compiled yet.
-        `adapter` is None: stages have no adapters. Rows that end do not shorten the call: their
-        further steps cost only the sending.
+        `adapter` and `forced` are None: stages have no adapters and no speculation. Rows that end
+        do not shorten the call: their further steps cost only the sending.
         """
-        del adapter  # `EngineConfig` has none with stages
+        del adapter, forced  # `EngineConfig` has none with stages
         mask = self._every_token if allowed is None else place(allowed, self.blueprints.whole)
         is_made = self._part(DRAW, self.last) in self._compiler.made
         is_used = self._serves_lean and (self.body.prefers_lean or not is_made)

@@ -13,6 +13,7 @@ it; `is_ready` says whether a call would have to wait. On a fresh installation r
     prefill  (params, state, slot, ids [P], start, count)      a chunk of one slot's prompt
     admit    (state, slot, parcel of a RowStart)               a row starts to decode
     decode   (params, state, steps, allowed [S W]) -> state, StepOutput   tokens for every row
+             also forced [2 S N] with speculation
     decode_lean                                                           the same, see above
     release  (state, mask [S])                                 rows stop decoding
     scrub    (state, slot)                                     a row's cache is zeroed
@@ -58,6 +59,7 @@ from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.compiling import ProgramCompiler, allow_compilations, forbid_compilations
 from jaxllama.engine.draft_model import split_weights
 from jaxllama.engine.executables import Executables
+from jaxllama.engine.forced import nothing_forced
 from jaxllama.engine.parcel import pack
 from jaxllama.engine.state import DecodeState, StateLeaves
 from jaxllama.engine.steps import Runs, StepOutput
@@ -126,7 +128,10 @@ class Programs:
         self._goal: Sequence[str] = ()  # the programs that a start waits for
         self._compiling: set[str] = set()  # names of programs that are, or were, compiled
         self._weights = leaves_of(params)
-        self._every_token = place(every_token(engine.slots, bank.vocab), self.blueprints.whole)
+        whole = self.blueprints.whole
+        self._every_token = place(every_token(engine.slots, bank.vocab), whole)
+        nothing = nothing_forced(engine.slots, engine.draft_tokens)
+        self._nothing_forced = None if nothing is None else place(nothing, whole)
 
     def lean_serves(self, request: GenerationRequest, used: Set[str]) -> bool:
         """Say whether the program `decode_lean` can serve this request.
@@ -354,20 +359,24 @@ class Programs:
         allowed: Any = None,
         lean: bool = False,
         adapter: StateLeaves | None = None,
+        forced: Any = None,
     ) -> tuple[StateLeaves, StepOutput]:
         """Draw up to `steps` tokens for every active row; return the next state and the tokens.
 
         `allowed` has a mask of tokens for each row, None if all are allowed. `lean`: all rows use
         common samplers only, so the lean program may run if the whole one is not compiled yet.
-        `adapter` has the arrays of all adapters, None: no row has one.
+        `adapter` has the arrays of all adapters, None: no row has one. `forced` holds the
+        ForcedTokens that come before one of `allowed`; None: there are none, as always without
+        speculation.
         """
         if allowed is None:
             allowed = self._every_token
         made = self._compiler.made
         is_used = self._serves_lean and (self.body.prefers_lean or WHOLE not in made)
-        name = LEAN if lean and is_used else WHOLE
-        run = self.compiled(name if adapter is None else ADAPTED)
-        return run(self._weights, state, steps, allowed, *given(adapter))
+        name = ADAPTED if adapter is not None else LEAN if lean and is_used else WHOLE
+        must = None if name == LEAN else self._nothing_forced if forced is None else forced
+        run = self.compiled(name)
+        return run(self._weights, state, steps, allowed, *given(adapter), *given(must))
 
     def admit(self, state: StateLeaves, slot: Any, row: Any) -> StateLeaves:
         """Write one row (a RowStart, or one that `pack` made into bytes), so that it decodes."""
@@ -518,6 +527,6 @@ def named(name: str, adapter: StateLeaves | None) -> str:
     return name if adapter is None else name + SUFFIX
 
 
-def given(adapter: StateLeaves | None) -> tuple[StateLeaves, ...]:
-    """Return the arguments that come last in a call: (adapter,), or () if `adapter` is None."""
-    return () if adapter is None else (adapter,)
+def given(argument: Any | None) -> tuple[Any, ...]:
+    """Return an argument that not every call has: (argument,), or () if it is None."""
+    return () if argument is None else (argument,)

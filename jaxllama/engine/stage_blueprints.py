@@ -62,7 +62,7 @@ class StageBlueprints(Blueprints):
         if name in {*EVERYWHERE, *OF_LAST}:
             return super()._arguments(name)
         number, steps, fed = self._small(()), self.steps, self._fed()
-        runs, allowed = self._runs(), super()._arguments(WHOLE)[-1]
+        runs, allowed = self._runs(), super()._arguments(LEAN)[-1]
         of_runs, of_tile = (self._given(size) for size in (runs.ids.shape[0], steps.tile))
         own = (self.params, self.state)
         in_slot = (*own, number)

@@ -31,6 +31,7 @@ from jaxllama.engine.drafts import (
     updated_trust,
     worth_checking,
 )
+from jaxllama.engine.forced import ForcedTokens, StepInput, after_given, input_of, masks_at
 from jaxllama.engine.state import DecodeState, RowStart, empty_state, write_row
 from jaxllama.kernels import body_named
 from jaxllama.kernels.body import AdapterRows
@@ -41,6 +42,7 @@ from jaxllama.model.llama import Llama
 from jaxllama.model.params import Tree, model_of
 from jaxllama.model.rows import AdapterBlocks, Adapters, SlotAdapter, of_rows
 from jaxllama.model.spread import Partitions, SpreadLlama
+from jaxllama.sampling import NO_TOKEN
 from jaxllama.scopes import scoped
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
@@ -54,7 +56,8 @@ class StepOutput(NamedTuple):
 
     token: Int32[Array, "steps S"]  # -1: the row was inert
     choice: ChosenTokens  # every leaf [steps, S, ...]
-    drafted: Int32[Array, "steps S"] | None = None  # tokens drafted; at the first place of a step
+    # Tokens drafted, forced ones left out; at the first place of a step.
+    drafted: Int32[Array, "steps S"] | None = None
 
 
 class Peek(NamedTuple):
@@ -166,15 +169,21 @@ class Steps:
         return dataclasses.replace(state, cache=cache)
 
     def decode(
-        self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
+        self,
+        params: Tree,
+        state: DecodeState,
+        steps: Array,
+        allowed: UInt32[Array, "S W"],
+        forced: Int32[Array, "2 S N"] | None = None,
     ) -> tuple[DecodeState, StepOutput]:
         """Draw up to `steps` tokens for every active row; stop early when no row is active.
 
-        `allowed` has a bit per token for each row. It is the same for all steps, so with
-        constraints the engine asks for one step. A row without any allowed token skips the call:
-        its mask is still being computed.
+        `allowed` has a bit per token for each row. A row without any allowed token skips the call:
+        its mask is still being computed. `forced` holds the ForcedTokens that come before the token
+        that `allowed` is for, None without speculation. Both are the same for all steps, so with
+        constraints the engine asks for one step.
         """
-        return self._decode(self._whole, params, state, steps, allowed)
+        return self._decode(self._whole, params, state, steps, allowed, forced)
 
     def decode_adapted(
         self,
@@ -183,13 +192,15 @@ class Steps:
         steps: Array,
         allowed: UInt32[Array, "S W"],
         adapters: AdapterBlocks,
+        forced: Int32[Array, "2 S N"] | None = None,
     ) -> tuple[DecodeState, StepOutput]:
         """Decode when some row has an adapter; other rows get the same bits as from `decode`.
 
         Draws up to `steps` tokens for each row; `allowed` has a bit per token for each row;
-        `adapters` are the device arrays of all adapters.
+        `adapters` are the device arrays of all adapters; `forced` holds the ForcedTokens that come
+        first, None without speculation.
         """
-        return self._decode(self._whole, params, state, steps, allowed, adapters)
+        return self._decode(self._whole, params, state, steps, allowed, forced, adapters)
 
     def decode_lean(
         self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
@@ -200,31 +211,30 @@ class Steps:
         kernels that prefer this program, no row may have guidance or log-probabilities. Drafts
         nothing: the first program of a fresh installation has to compile fast.
         """
-        return self._decode(self._lean, params, state, steps, allowed, places=1)
+        return self._decode(self._lean, params, state, steps, allowed)
 
-    def _decode(  # noqa: PLR0913 - a chooser, and the arguments of a compiled program
+    def _decode(  # noqa: PLR0913, PLR0917 - a chooser, and the arguments of a compiled program
         self,
         chooser: TokenChooser,
         params: Tree,
         state: DecodeState,
         steps: Array,
         allowed: UInt32[Array, "S W"],
+        forced: Int32[Array, "2 S N"] | None = None,
         adapters: AdapterBlocks | None = None,
-        *,
-        places: int | None = None,
     ) -> tuple[DecodeState, StepOutput]:
-        places = self.places if places is None else places
+        places = 1 if forced is None else self.places
         draw = partial(self._draw, chooser)
         logits = jnp.zeros((self.engine.slots, self.model.vocab_size), jnp.float32)
         blank = self._blank(draw, state, allowed, self.engine.steps_per_sync * places)
-        if places > 1:
+        if forced is not None:
             blank = blank._replace(drafted=jnp.zeros_like(blank.token))
 
         def one(carry: tuple[Array, DecodeState, StepOutput, Array | None]) -> Any:
             done, state, output, room = carry
             active = state.active & jnp.any(allowed != 0, axis=-1)
-            if room is not None:
-                given = (draw, params, state, active, allowed, adapters)
+            if room is not None and forced is not None:
+                given = (draw, params, state, active, allowed, ForcedTokens(*forced), adapters)
                 return done + 1, *self._step_with_drafts(*given, done * places, output, room)
             model, own = self._model(params), adapters_of(adapters, state)
             hidden, cache = model.step(state.pending, state.cache, state.length, active, own)
@@ -236,7 +246,7 @@ class Steps:
             done, state, *_ = carry
             return (done < steps) & jnp.any(state.active)
 
-        room = logits if places > 1 else None
+        room = None if forced is None else logits
         _, state, output, _ = lax.while_loop(more, one, (jnp.int32(0), state, blank, room))
         return state, output
 
@@ -258,6 +268,7 @@ class Steps:
         state: DecodeState,
         active: Bool[Array, " S"],
         allowed: UInt32[Array, "S W"],
+        forced: ForcedTokens,
         adapters: AdapterBlocks | None,
         place: Array,
         output: StepOutput,
@@ -270,16 +281,20 @@ class Steps:
         `room` is memory for logits. The model computes the drafted tokens together with the pending
         one. Each token is drawn as it would be without drafts: from logits that have the same bits,
         with the same random numbers and the samplers' state after the token before it. The keys and
-        values of drafts that were not drawn are overwritten before they are read.
+        values of drafts that were not drawn are overwritten before they are read. Of `forced`
+        tokens, those that are drawn are drafts, and the mask of their place allows no others; those
+        that are given come before the first token that is drawn.
         """
-        state, drafts = self._drafts(params, state, active)
-        state, logits = self._logits_of(params, (state, room), active, drafts, adapters)
+        fed = input_of(state, active, forced.given)
+        state = after_given(state, fed)
+        state, guesses, drafts = self._drafts(params, state, active, fed, forced.drawn)
+        state, logits = self._logits_of(params, (state, room), active, fed, drafts, adapters)
         assert output.drafted is not None
-        output = output._replace(drafted=output.drafted.at[place].set(drafts.length))
+        output = output._replace(drafted=output.drafted.at[place].set(guesses))
 
         def one(carry: tuple[Array, DecodeState, StepOutput, Array, Array]) -> Any:
             index, state, output, logits, going = carry
-            state, now = draw(state, logits, going, allowed)
+            state, now = draw(state, logits, going, masks_at(index, allowed, forced.drawn))
             output = written(output, place + index, now, lists=True)
             drafted = drafts.tokens[:, jnp.minimum(index, self.places - 2)]
             going &= state.active & (index < drafts.length) & (now.token == drafted)
@@ -298,8 +313,8 @@ class Steps:
         _, state, output, room, _ = lax.while_loop(
             lambda carry: jnp.any(carry[-1]), one, (jnp.int32(0), state, output, logits, active)
         )
-        accepted = jnp.maximum(state.length - before - 1, 0)
-        trust = updated_trust(state.draft_trust, drafts.length, accepted)
+        accepted = jnp.where(guesses > 0, jnp.maximum(state.length - before - 1, 0), 0)
+        trust = updated_trust(state.draft_trust, guesses, accepted)
         draft = state.draft and state.draft._replace(
             filled=jnp.minimum(state.draft.filled, state.length)  # not those of refused drafts
         )
@@ -310,15 +325,17 @@ class Steps:
         params: Tree,
         before: tuple[DecodeState, Float[Array, "S V"]],
         active: Bool[Array, " S"],
+        fed: StepInput,
         drafts: Drafts,
         adapters: AdapterBlocks | None,
     ) -> tuple[DecodeState, Float[Array, "S V"]]:
         """Compute the logits after the pending tokens, and in `draft_logits` those after drafts.
 
-        `before` is the state and memory for the logits; returns both with new values. `drafts` are
-        the drafted tokens of each row; `adapters` are the arrays of all adapters or None. A loop
-        that runs once or never is used as a branch that changes the cache in place: XLA copies what
-        goes through a conditional.
+        `before` is the state and memory for the logits; returns both with new values. `fed` are the
+        tokens before the drafts: no logits are computed before the last of them. `drafts` are the
+        drafted tokens of each row; `adapters` are the arrays of all adapters or None. A loop that
+        runs once or never is used as a branch that changes the cache in place: XLA copies what goes
+        through a conditional.
         """
         model = self._model(params)
         assert isinstance(model, Llama)
@@ -331,35 +348,51 @@ class Steps:
 
         def ahead(_: Array, before: tuple[DecodeState, Array]) -> tuple[DecodeState, Array]:
             state, _ = before
-            tokens = jnp.concatenate([state.pending[None], drafts.tokens.T])
             depth = jnp.arange(self.places, dtype=jnp.int32)[:, None]
-            rows = active & (depth <= drafts.length)
+            later = jnp.where((depth[1:] <= fed.length).T, fed.given, drafts.tokens)
+            tokens = jnp.concatenate([fed.pending[None], later.T])
+            rows = active & (depth <= fed.length + drafts.length)
             own = adapters_of(adapters, state, self.places)
-            hidden, cache = model.runs(tokens, state.cache, state.length, rows, own)
-            flat = hidden.reshape(rows.size, -1)
-            logits = model.head(flat, rows.reshape(-1)).reshape(*rows.shape, -1)
+            hidden, cache = model.runs(tokens, state.cache, fed.column, rows, own)
+            # The first token that is drawn comes after the given ones.
+            place = jnp.minimum(depth + fed.length, self.places - 1)
+            hidden = hidden[place, jnp.arange(place.shape[1])]
+            drawn = active & (depth <= drafts.length)
+            logits = model.head(hidden.reshape(drawn.size, -1), drawn.reshape(-1))
+            logits = logits.reshape(*drawn.shape, -1)
             return dataclasses.replace(state, cache=cache, draft_logits=logits), logits[0]
 
-        has_drafts = jnp.any(drafts.length > 0).astype(jnp.int32)
+        has_drafts = jnp.any((drafts.length > 0) | (fed.length > 0)).astype(jnp.int32)
         found = lax.fori_loop(0, 1 - has_drafts, alone, before)
         return lax.fori_loop(0, has_drafts, ahead, found)
 
     def _drafts(
-        self, params: Tree, state: DecodeState, active: Bool[Array, " S"]
-    ) -> tuple[DecodeState, Drafts]:
+        self,
+        params: Tree,
+        state: DecodeState,
+        active: Bool[Array, " S"],
+        fed: StepInput,
+        forced: Int32[Array, "S N"],
+    ) -> tuple[DecodeState, Int32[Array, " S"], Drafts]:
         """Draft the next tokens of every active row, as many as are likely enough to save time.
 
-        With a draft model, tokens are looked up only after a long match; it drafts for the other
-        rows, and the returned state has its new cache. A row drafts no more tokens than it may
-        still generate, so their columns never lie beyond those of the slot.
+        Returns the state, how many tokens of each row are guesses, and the drafts: these and the
+        tokens in `forced`. `fed` are the tokens that the step computes in any case. With a draft
+        model, tokens are looked up only after a long match; it drafts for the other rows, and the
+        returned state has its new cache. A row drafts no more tokens than it may still generate, so
+        their columns never lie beyond those of the slot.
         """
         asked = active & (state.draft_limit > 0)
         left = jnp.where(asked, jnp.minimum(state.draft_limit, state.budget - 1), 0)
-        rows = jnp.sum(active).astype(jnp.float32)
+        have_to = active[:, None] & (forced != NO_TOKEN)
+        count = jnp.sum(have_to, axis=1, dtype=jnp.int32)
+        rows = jnp.sum(jnp.where(active, 1 + fed.length + count, 0)).astype(jnp.float32)
         drafts = self._looked_up(state, left, rows)
         if self._draft_model is not None:
             state, drafts = self._computed(params, state, left, rows, drafts)
-        return state, Drafts(drafts.tokens[state.speaker], drafts.length[state.speaker])
+        tokens, length = jnp.where(have_to, forced, drafts.tokens), drafts.length + count
+        speaker = state.speaker
+        return state, drafts.length[speaker], Drafts(tokens[speaker], length[speaker])
 
     def _looked_up(
         self, state: DecodeState, left: Int32[Array, " S"], rows: Float[Array, ""]

@@ -140,13 +140,15 @@ class ScriptedPrograms(Programs):
         allowed: Any = None,
         lean: bool = False,
         adapter: Any = None,
+        forced: Any = None,
     ) -> tuple[Any, StepOutput]:
         """Draw up to `steps` tokens for every decoding slot; return the state and what was drawn.
 
         `allowed` has a mask of tokens for each slot, for constraints; None: all are allowed. A slot
-        with an empty mask is left out. `lean` and `adapter` are ignored.
+        with an empty mask is left out. `lean` and `adapter` are ignored; so is `forced`, because
+        scripts know no speculation.
         """
-        del lean, adapter
+        del lean, adapter, forced
         output = self.blank_output()
         for step in range(int(steps)):
             for slot, row in sorted(state.rows.items(), key=lambda each: each[1].leader):

@@ -19,7 +19,7 @@ SAMPLERS: tuple[Body, ...] = (
     {"temperature": 1.0, "min_p": 0.05, "repetition_penalty": 1.1},
     {"temperature": 1.2, "top_k": 40, "presence_penalty": 0.5},
     {"temperature": 0.7, "dry_multiplier": 0.8},
-    {"temperature": 0.9, "mirostat_tau": 4.0},
+    {"temperature": 0.9, "mirostat": 2, "mirostat_tau": 4.0},
     {"expression": "p > 0.1 * p_max and rank < 40"},
 )
 

@@ -166,7 +166,11 @@ class Slowly(March):
         return Slow(self)
 
 
-SETTINGS = [{}, {"knobs": {"mirostat_tau": 3.0}}, {"contrast": Contrast((5, 6, 7), 1.5)}]
+SETTINGS = [
+    {},
+    {"knobs": {"mirostat": 2, "mirostat_tau": 3.0}},
+    {"contrast": Contrast((5, 6, 7), 1.5)},
+]
 
 
 @pytest.mark.parametrize("engine", BODIES)

@@ -71,8 +71,8 @@ class Changing:
     def wait(self, name: str, seconds: float) -> None:
         pass
 
-    def decode(self, state, steps, allowed=None, lean=False, adapter=None):
-        assert adapter is None
+    def decode(self, state, steps, allowed=None, lean=False, adapter=None, forced=None):
+        assert adapter is None and forced is None
         name = LEAN if lean and self._rng.random() < 0.5 else WHOLE
         self.ran[name] += 1
         allowed = self._programs._every_token if allowed is None else allowed

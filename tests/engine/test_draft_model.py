@@ -51,7 +51,7 @@ CHEAP = 0.1  # cost of the draft model, which really is as large as the model he
 NOISE = {"equal": 0.0, "near": 0.25, "other": 100.0}  # in the weights of the draft model
 SCHEDULES = 20
 SAMPLERS = ("mirostat", "repetition", "top_k")
-KNOBS = [{}, {"top_k": 3}, {"repetition_penalty": 1.2}, {"mirostat_tau": 2.0}]
+KNOBS = [{}, {"top_k": 3}, {"repetition_penalty": 1.2}, {"mirostat": 2, "mirostat_tau": 2.0}]
 pytestmark = pytest.mark.skipif(not library.available(), reason=library.why_not())
 
 

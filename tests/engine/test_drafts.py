@@ -43,7 +43,7 @@ KNOBS = [
     {"top_k": 3},
     {"top_p": 0.8, "min_p": 0.05},
     {"repetition_penalty": 1.2},
-    {"mirostat_tau": 2.0},
+    {"mirostat": 2, "mirostat_tau": 2.0},
     {"min_tokens": 9, "logit_bias": {7: 2.0}},
 ]
 needs_kernels = pytest.mark.skipif(not library.available(), reason=library.why_not())
