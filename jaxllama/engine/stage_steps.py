@@ -121,7 +121,7 @@ class StageSteps(Steps):
         """Return the output of a decode call in which no token is drawn yet."""
         allowed = every_token(self.engine.slots, self.bank.vocab)
         state = jax.eval_shape(self.empty)
-        draw = partial(self._draw, self._whole)
+        draw = partial(self._draw, self._lean)  # of the same shapes, and sooner traced
         return self._blank(draw, state, allowed, self.engine.steps_per_sync)
 
     def draw(  # noqa: PLR0913, PLR0917 - arguments of a compiled program
