@@ -5,6 +5,7 @@ standard library.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,13 @@ def importing_bench() -> dict[str, str]:
     """Return environment variables for a Python process that imports the scripts of this folder."""
     folders = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+
+
+def free_port() -> int:
+    """Return a free port of this machine."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def stop(process: subprocess.Popen[Any]) -> None:

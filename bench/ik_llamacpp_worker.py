@@ -6,7 +6,6 @@ library, and knows nothing of jaxllama.
 
 import atexit
 import json
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from child import stop
+from child import free_port, stop
 from peer_worker import PeerError, seconds, serve
 
 CACHE_PADDING = 256  # the server rounds the cache of a slot up to this
@@ -130,13 +129,6 @@ class LlamaServer:
         lines = self.log.read_text(errors="replace").splitlines()
         said = [line.strip() for line in lines if line.strip()]
         return f": {said[-1]}" if said else ""
-
-
-def free_port() -> int:
-    """Return a free port of this machine."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 MAKERS: dict[str, Callable[..., Any]] = {"model": LlamaServer}

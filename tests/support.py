@@ -67,6 +67,7 @@ FEW = (
 )
 # What requests at random ask for.
 CHAIN = ("min_p", "repetition", "top_k", "top_p")
+MOST_AT_ONCE = 6  # requests of a random schedule
 
 
 @dataclasses.dataclass
@@ -252,6 +253,27 @@ def run(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Told]:
     generations: list[Generation] = [engine.submit(one) for one in requests]
     drive(engine, told)
     return [told[generation.id] for generation in generations]
+
+
+def random_schedule(
+    engine: Engine, pool: Sequence[GenerationRequest], rng: np.random.Generator, least: int = 1
+) -> list[tuple[int, Told, bool]]:
+    """Submit up to six requests of a pool, each while others run, and cancel a few.
+
+    Returns the index of each in the pool, its events, and whether it was cancelled.
+    """
+    told: dict[int, Told] = {}
+    submitted: dict[int, int] = {}
+    cancelled = set()
+    for index in rng.choice(len(pool), rng.integers(least, least + MOST_AT_ONCE), replace=False):
+        generation = engine.submit(pool[index])
+        submitted[generation.id] = int(index)
+        drive(engine, told, int(rng.integers(0, 4)))
+        if rng.random() < 0.15:
+            engine.cancel(generation)
+            cancelled.add(generation.id)
+    drive(engine, told)
+    return [(index, told[id_], id_ in cancelled) for id_, index in submitted.items()]
 
 
 def closed(engine: Engine) -> bool:

@@ -172,7 +172,7 @@ def gather(params: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def section(option: click.Option) -> str:
-    """Return the parameter prefix, such as `load_`, that tells the --help section of an option.
+    """Return the prefix of an option's parameter, such as `load_`: each has a section of --help.
 
     "" for the command's own options.
     """

@@ -64,9 +64,9 @@ FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
 
 
 class Blueprints:
-    """What XLA needs to compile the programs of one engine: functions, and types of arguments.
+    """The programs of one model and engine size as XLA compiles them: functions, and their types.
 
-    The programs (`decode`, `prefill`, `admit` and others) are those of one model and engine size.
+    They are `decode`, `prefill`, `admit` and others.
     """
 
     kind: ClassVar[type[Steps]] = Steps
@@ -107,7 +107,7 @@ class Blueprints:
     def outputs(self, name: str) -> Any:
         """Return the sharding of each result of a program; all but the state are replicated."""
         leaf: Any = self.whole
-        lean = StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
+        lean = output_of(leaf)
         output = lean._replace(drafted=leaf if self.engine.draft_tokens else None)
         extra = {
             LEAN: lean,
@@ -266,6 +266,11 @@ def as_tree(like: Any, argument: Any) -> Any:
 def leaves_of(tree: Any) -> StateLeaves:
     """Return the arrays of a pytree as a flat tuple."""
     return tuple(jax.tree.leaves(tree))
+
+
+def output_of(leaf: Any) -> StepOutput:
+    """Return a StepOutput with `leaf` in place of every array, such as a sharding."""
+    return StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
 
 
 def function_of(name: str) -> str:

@@ -27,7 +27,7 @@ class ForcedTokens(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """The tokens that a step computes in every row whatever is drafted, and where they begin."""
+    """The tokens that a step computes in every row, besides drafts, and where they begin."""
 
     pending: Int32[Array, " S"]
     column: Int32[Array, " S"]  # of the pending token

@@ -30,7 +30,7 @@ FEW_ROWS = 2  # with more, steps that compute several tokens of a row beat promp
 
 
 class Masks(NamedTuple):
-    """What each row may draw in a decode step: its forced tokens, then a token of its mask."""
+    """The tokens that each row may draw in a decode step: forced ones, then one of its mask."""
 
     allowed: UInt32[np.ndarray, "S W"]  # a bit per token; none set: the row skips the step
     forced: Int32[np.ndarray, "2 S N"] | None  # ForcedTokens; None without speculation
@@ -69,7 +69,7 @@ class Guides:
             self._skip(generation, generation.guide, shortest=1)
 
     def masks(self, running: Sequence[Generation | None]) -> Masks:
-        """Return what the rows with a constraint may draw in the next step.
+        """Return the tokens that rows with a constraint may draw in the next step.
 
         `running` has the generation of each row, None for none. A row whose mask is still being
         computed gets no allowed token, nor does the row of its negative prompt: both skip the step,
@@ -100,7 +100,7 @@ class Guides:
         return masks
 
     def _give(self, generation: Generation, guide: Guide, tokens: Sequence[int]) -> None:
-        """Emit forced tokens that the next step computes; list the generation if it goes on."""
+        """Emit forced tokens that the next step computes; list the generation unless it ends."""
         for token in tokens:
             if not generation.is_over:
                 self._emit(generation, token)

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.blueprints import BLANK, FEED, SAVE, Blueprints, leaves_of
+from jaxllama.engine.blueprints import BLANK, FEED, SAVE, WHOLE, Blueprints, leaves_of
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.executables import Executables
 from jaxllama.engine.parcel import pack
@@ -175,9 +175,7 @@ class Pipeline(Programs):
         """
         del adapter, forced  # `EngineConfig` has none with stages
         mask = self._every_token if allowed is None else place(allowed, self.blueprints.whole)
-        is_made = self._part(DRAW, self.last) in self._compiler.made
-        is_used = self._serves_lean and (self.body.prefers_lean or not is_made)
-        draw = self._program(DRAW_LEAN if lean and is_used else DRAW, self.last)
+        draw = self._program(DRAW if self._decoder(lean=lean) == WHOLE else DRAW_LEAN, self.last)
         feed, output = self._program(FEED, self.last), self._program(BLANK, self.last)()
         states, numbers = StageStates(*state), self._numbers
         early, last = list(states.early), states.last
@@ -316,7 +314,7 @@ class Pipeline(Programs):
         return states._replace(early=tuple(early)), x
 
     def _end(self, name: str, states: StageStates, *given: Any) -> tuple[StageStates, Any]:
-        """Run a program of the last stage; return the next states and what it found."""
+        """Run a program of the last stage; return the next states and its other result."""
         run = self._program(name, self.last)
         last, found = run(self._weights_of[-1], states.last, *given)
         return states._replace(last=last), found

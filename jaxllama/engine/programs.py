@@ -371,12 +371,20 @@ class Programs:
         """
         if allowed is None:
             allowed = self._every_token
-        made = self._compiler.made
-        is_used = self._serves_lean and (self.body.prefers_lean or WHOLE not in made)
-        name = ADAPTED if adapter is not None else LEAN if lean and is_used else WHOLE
+        name = self._decoder(lean=lean) if adapter is None else ADAPTED
         must = None if name == LEAN else self._nothing_forced if forced is None else forced
         run = self.compiled(name)
         return run(self._weights, state, steps, allowed, *given(adapter), *given(must))
+
+    def _decoder(self, *, lean: bool) -> str:
+        """Return the name of the decode program to run, LEAN or WHOLE, for rows without adapters.
+
+        `lean`: all rows use common samplers only.
+        """
+        if not (lean and self._serves_lean):
+            return WHOLE
+        is_made = all(part in self._compiler.made for part in self.parts(WHOLE))
+        return WHOLE if is_made and not self.body.prefers_lean else LEAN
 
     def admit(self, state: StateLeaves, slot: Any, row: Any) -> StateLeaves:
         """Write one row (a RowStart, or one that `pack` made into bytes), so that it decodes."""

@@ -9,10 +9,9 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxllama.engine.blueprints import BLANK, FEED, LEAN, WHOLE, Blueprints
-from jaxllama.engine.choosing.chooser import ChosenTokens
+from jaxllama.engine.blueprints import BLANK, FEED, LEAN, WHOLE, Blueprints, output_of
 from jaxllama.engine.stage_steps import Fed, StageSteps
-from jaxllama.engine.steps import StepOutput, Steps
+from jaxllama.engine.steps import Steps
 from jaxllama.sharding import sharding
 
 PREFILL, PROMPT, RUNS, STEP = "pass_prefill", "pass_prompt", "pass_runs", "pass_step"
@@ -43,7 +42,7 @@ class StageBlueprints(Blueprints):
         rows: Any = sharding(self.mesh, "slots")
         whole: Any = self.whole
         fed = Fed(rows, rows, rows)
-        output = StepOutput(whole, ChosenTokens(*(whole,) * len(ChosenTokens._fields)))
+        output = output_of(whole)
         special = {
             FEED: fed,
             BLANK: output,
@@ -96,7 +95,7 @@ class StageBlueprints(Blueprints):
         return self._small((count, self.model.width), jnp.float32)
 
     def _fed(self) -> Fed:
-        """Return shapes and types of what all rows give to this stage in a step."""
+        """Return shapes and types of the input of this stage in a step."""
         slots, rows = self.engine.slots, sharding(self.mesh, "slots")
 
         def split(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -24,7 +24,7 @@ from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
 
 
 class Fed(NamedTuple):
-    """What the rows of one microbatch give to a stage in a step."""
+    """The input of one stage in a step of one microbatch."""
 
     x: Array  # tokens [S] for the first stage, hidden states [S D] for the others
     position: Int32[Array, " S"]  # cache column of each token
@@ -35,7 +35,7 @@ class StageSteps(Steps):
     """The programs of one stage as functions; a microbatch is a mask of rows."""
 
     def empty(self) -> DecodeState:
-        """Make a state with all rows inactive; that of an early stage has the cache alone."""
+        """Make a state with all rows inactive; the state of an early stage is its cache alone."""
         if self.model.gives_logits:
             return super().empty()
         nothing: Any = {field.name: None for field in dataclasses.fields(DecodeState)}
@@ -108,7 +108,7 @@ class StageSteps(Steps):
     # Programs of the last stage.
 
     def feed(self, state: DecodeState, allowed: UInt32[Array, "S W"], group: Array) -> Fed:
-        """Return what the rows of the microbatch `group` give to the first stage.
+        """Return the input of the first stage for the next step of the microbatch `group`.
 
         A row whose bits in `allowed` are all 0 does not decode. A row with a guidance row is in the
         same microbatch as that one.
@@ -124,36 +124,13 @@ class StageSteps(Steps):
         draw = partial(self._draw, self._lean)  # of the same shapes, and sooner traced
         return self._blank(draw, state, allowed, self.engine.steps_per_sync)
 
-    def draw(  # noqa: PLR0913, PLR0917 - arguments of a compiled program
-        self,
-        params: Tree,
-        state: DecodeState,
-        output: StepOutput,
-        hidden: Float[Array, "S D"],
-        place: Array,
-        group: Array,
-        allowed: UInt32[Array, "S W"],
-    ) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
-        """End a step of the microbatch `group`: the last layers, and a token for every active row.
+    def draw(self, *arguments: Any) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
+        """End a step of a microbatch with all samplers; the arguments are those of `_end_step`."""
+        return self._end_step(self._whole, *arguments)
 
-        `hidden` comes from the stage before. The tokens go into `output` at index `place`;
-        `allowed` has a bit per token for each row. Also returns what the microbatch gives to the
-        first stage in the next step.
-        """
-        return self._end_step(self._whole, params, state, output, hidden, place, group, allowed)
-
-    def draw_lean(  # noqa: PLR0913, PLR0917 - arguments of a compiled program
-        self,
-        params: Tree,
-        state: DecodeState,
-        output: StepOutput,
-        hidden: Float[Array, "S D"],
-        place: Array,
-        group: Array,
-        allowed: UInt32[Array, "S W"],
-    ) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
-        """Do what `draw` does, with the common samplers alone."""
-        return self._end_step(self._lean, params, state, output, hidden, place, group, allowed)
+    def draw_lean(self, *arguments: Any) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
+        """End a step of a microbatch whose rows use common samplers only, as `draw` does."""
+        return self._end_step(self._lean, *arguments)
 
     def _end_step(  # noqa: PLR0913, PLR0917 - a chooser, and the arguments of a compiled program
         self,
@@ -166,6 +143,12 @@ class StageSteps(Steps):
         group: Array,
         allowed: UInt32[Array, "S W"],
     ) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
+        """End a step of the microbatch `group`: the last layers, and a token for every active row.
+
+        `hidden` comes from the stage before. The tokens go into `output` at index `place`;
+        `allowed` has a bit per token for each row. Also returns the input of the first stage for
+        the microbatch's next step.
+        """
         active = self.feed(state, allowed, group).active
 
         def one(_: Array, carry: tuple[DecodeState, StepOutput]) -> tuple[DecodeState, StepOutput]:

@@ -57,7 +57,7 @@ class BlockRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def of(self, group: str) -> MatmulRows:
-        """Return what a matmul with the weights of `group` must know about its rows.
+        """Return the MatmulRows for a matmul with the weights of `group`.
 
         A group has the weights that multiply the same rows, such as "qkv"; adapters are kept by
         group.

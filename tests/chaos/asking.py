@@ -113,11 +113,18 @@ class Waits:
 @asynccontextmanager
 async def client(server: Target, key: str) -> AsyncIterator[Client]:
     """Yield a client with this key."""
+    async with session(key) as http:
+        yield Client(http, server)
+
+
+@asynccontextmanager
+async def session(key: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """Yield a session with this key, which opens a connection for every request."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     limits = aiohttp.ClientTimeout(total=None)
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(connector=connector, timeout=limits, headers=headers) as http:
-        yield Client(http, server)
+        yield http
 
 
 async def statuses(answers: Iterable[Awaitable[tuple[int, bytes]]]) -> Counter[int]:

@@ -17,11 +17,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import aiohttp
-
+from tests.chaos.asking import session
 from tests.chaos.endings import ending, question
 from tests.chaos.report import Report
-from tests.chaos.target import ATTACKER, NoServer, target
+from tests.chaos.target import ATTACKER, NoServer, free_port, target
 
 CLIENTS = 6
 DRAIN = "--drain-timeout=60"
@@ -84,12 +83,7 @@ async def asking(url: str, endings: Counter[str], seed: int) -> AsyncIterator[No
         while not over.is_set():
             endings[await ending(http, url, question(chance))] += 1
 
-    connector = aiohttp.TCPConnector(limit=0)
-    headers = {"Authorization": f"Bearer {ATTACKER}"}
-    async with (
-        aiohttp.ClientSession(connector=connector, headers=headers) as http,
-        asyncio.TaskGroup() as group,
-    ):
+    async with session(ATTACKER) as http, asyncio.TaskGroup() as group:
         for number in range(CLIENTS):
             group.create_task(keep_asking(number))
         try:
@@ -144,10 +138,3 @@ def configuration(recipe: str, proxy: int, ports: list[int], folder: str) -> str
     return (
         f"daemon off;\npid {folder}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n{paths}{block}}}\n"
     )
-
-
-def free_port() -> int:
-    """Return a port that no process uses now."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])

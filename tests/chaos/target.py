@@ -20,7 +20,9 @@ from typing import Any
 import aiohttp
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
-from child import server_process
+from child import free_port, server_process
+
+__all__ = ["free_port"]  # for attacks that start several servers
 
 ATTACKER, NEIGHBOUR = "attackers-key", "neighbours-key"
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")

@@ -9,8 +9,7 @@ import random
 import signal
 from collections import Counter
 
-import aiohttp
-
+from tests.chaos.asking import session
 from tests.chaos.endings import ending, question
 from tests.chaos.report import Report, within
 from tests.chaos.target import ATTACKER, Target, target
@@ -67,12 +66,7 @@ async def terminate(server: Target, chance: random.Random) -> Counter[str]:
                 told += 1
                 await asyncio.sleep(own.uniform(0, 0.1))
 
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    headers = {"Authorization": f"Bearer {ATTACKER}"}
-    async with (
-        aiohttp.ClientSession(connector=connector, headers=headers) as http,
-        asyncio.TaskGroup() as group,
-    ):
+    async with session(ATTACKER) as http, asyncio.TaskGroup() as group:
         for number in range(CLIENTS):
             group.create_task(keep_asking(number))
         await asyncio.sleep(chance.uniform(0, LONGEST))

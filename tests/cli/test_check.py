@@ -1,7 +1,6 @@
 """`jaxllama check`: a line for every check, and an exit code."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,7 +13,6 @@ from jaxllama.testing.kept import programs_kept
 from jaxllama.testing.samplers import CHECKS
 from jaxllama.weights.store import cache_folder
 from jaxllama_samplers.min_p import MinP
-from tests.support import quick_operations
 
 SOUND = """
 from jaxllama.sampling import Filter, knob
@@ -32,11 +30,8 @@ BANS_ALL = (
 SHORTER = BANS_ALL.replace("BansAll", "Shorter").replace("best - float('inf')", "best[1:]")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """No time is looked at here, so nothing has to run fast."""
-    with quick_operations():
-        yield
+# No time is looked at here, so nothing has to run fast.
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture(autouse=True)

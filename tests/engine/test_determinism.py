@@ -21,9 +21,9 @@ from tests.support import (
     OTHER,
     Told,
     closed,
-    drive,
     new_engine,
     programs,
+    random_schedule,
     request,
     run,
 )
@@ -92,23 +92,11 @@ def test_500_random_schedules_change_nothing(body):
     changing = Changing(programs(MODEL, body), rng)
     engine = Engine(changing)
     for _ in range(SCHEDULES):
-        told: dict[int, Told] = {}
-        expected: dict[int, int] = {}
-        cancelled = set()
-        for index in rng.choice(len(pool), rng.integers(1, 7), replace=False):
-            generation = engine.submit(pool[index])
-            expected[generation.id] = int(index)
-            drive(engine, told, int(rng.integers(0, 4)))
-            if rng.random() < 0.15:
-                engine.cancel(generation)
-                cancelled.add(generation.id)
-        drive(engine, told)
-        for id_, index in expected.items():
-            if id_ in cancelled:
-                count = len(told[id_].tokens)
-                assert told[id_].tokens == solo[index].tokens[:count]
+        for index, told, is_cancelled in random_schedule(engine, pool, rng):
+            if is_cancelled:
+                assert told.tokens == solo[index].tokens[: len(told.tokens)]
             else:
-                assert same(told[id_], solo[index], body), f"request {index} came out differently"
+                assert same(told, solo[index], body), f"request {index} came out differently"
     assert closed(engine)
     assert min(changing.ran[LEAN], changing.ran[WHOLE]) > SCHEDULES
 

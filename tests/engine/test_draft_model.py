@@ -29,6 +29,7 @@ from jaxllama.loading import describe
 from jaxllama.model.params import Tree, nest
 from jaxllama.request import Contrast, GenerationRequest
 from jaxllama.testing import flatten, random_params
+from tests.engine.test_drafts import same
 from tests.support import (
     KEPT,
     KERNELS,
@@ -40,6 +41,7 @@ from tests.support import (
     new_engine,
     place_all,
     programs,
+    random_schedule,
     request,
     run,
 )
@@ -109,34 +111,19 @@ def without_drafts() -> list[Told]:
     return [run(new_engine(MODEL, KERNELS), [one])[0] for one in pool()]
 
 
-def same(one: Told, other: Told) -> bool:
-    return one.tokens == other.tokens and one.logprobs == other.logprobs
-
-
 @pytest.mark.parametrize("kind", NOISE)
 def test_a_draft_model_changes_no_token_and_no_log_probability(kind):
     """Joins, leaves, cancels, prefix hits and replays in company of rows that draft or do not."""
     rng = np.random.default_rng(2)
     engine = Engine(drafted(kind))
     for _ in range(SCHEDULES):
-        told: dict[int, Told] = {}
-        expected: dict[int, int] = {}
-        cancelled = set()
-        for index in rng.choice(len(pool()), rng.integers(1, 7), replace=False):
-            generation = engine.submit(pool()[index])
-            expected[generation.id] = int(index)
-            drive(engine, told, int(rng.integers(0, 4)))
-            if rng.random() < 0.15:
-                engine.cancel(generation)
-                cancelled.add(generation.id)
-        drive(engine, told)
-        for id_, index in expected.items():
+        for index, told, is_cancelled in random_schedule(engine, pool(), rng):
             solo = without_drafts()[index]
-            if id_ in cancelled:
-                assert told[id_].tokens == solo.tokens[: len(told[id_].tokens)]
+            if is_cancelled:
+                assert told.tokens == solo.tokens[: len(told.tokens)]
             else:
-                assert same(told[id_], solo), f"request {index} came out differently"
-                assert not told[id_].finished.usage.drafted or pool()[index].draft != 0
+                assert same(told, solo), f"request {index} came out differently"
+                assert not told.finished.usage.drafted or pool()[index].draft != 0
     drafts, accepted = engine.drafts["drafted"], engine.drafts["accepted"]
     assert drafts > SCHEDULES
     share = {"equal": (0.5, 1.0), "near": (0.05, 0.5), "other": (0.0, 0.05)}[kind]

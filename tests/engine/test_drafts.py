@@ -27,9 +27,9 @@ from tests.support import (
     MODEL,
     Told,
     closed,
-    drive,
     new_engine,
     programs,
+    random_schedule,
     request,
     run,
 )
@@ -170,23 +170,12 @@ def test_random_schedules_with_drafts_change_nothing():
     rng = np.random.default_rng(2)
     engine = new_engine(MODEL, DRAFTING)
     for _ in range(SCHEDULES):
-        told: dict[int, Told] = {}
-        expected: dict[int, int] = {}
-        cancelled = set()
-        for index in rng.choice(len(pool()), rng.integers(1, 7), replace=False):
-            generation = engine.submit(pool()[index])
-            expected[generation.id] = int(index)
-            drive(engine, told, int(rng.integers(0, 4)))
-            if rng.random() < 0.15:
-                engine.cancel(generation)
-                cancelled.add(generation.id)
-        drive(engine, told)
-        for id_, index in expected.items():
+        for index, told, is_cancelled in random_schedule(engine, pool(), rng):
             solo = without_drafts()[index]
-            if id_ in cancelled:
-                assert told[id_].tokens == solo.tokens[: len(told[id_].tokens)]
+            if is_cancelled:
+                assert told.tokens == solo.tokens[: len(told.tokens)]
             else:
-                assert same(told[id_], solo), f"request {index} came out differently"
+                assert same(told, solo), f"request {index} came out differently"
     assert engine.drafts["accepted"] > SCHEDULES
     assert closed(engine)
 

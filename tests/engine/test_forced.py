@@ -30,7 +30,16 @@ from tests.engine.test_constraints import (
     constrained,
 )
 from tests.engine.test_drafts import DRAFTING, KNOBS, MOST, random_request, same
-from tests.support import KERNELS, MODEL, Told, closed, drive, new_engine, programs, run
+from tests.support import (
+    KERNELS,
+    MODEL,
+    Told,
+    closed,
+    new_engine,
+    programs,
+    random_schedule,
+    run,
+)
 from tests.test_compiles import compilations
 
 SCHEDULES = 40
@@ -210,22 +219,11 @@ def test_random_schedules_with_forced_tokens_change_nothing(kind, pool, alone, m
     names = compilations(monkeypatch)
     for _ in range(SCHEDULES):
         engine = Engine(kind(programs(MODEL, DRAFTING), int(rng.integers(2, 90))))
-        told: dict[int, Told] = {}
-        expected: dict[int, int] = {}
-        cancelled = set()
-        for index in rng.choice(len(pool), rng.integers(2, 8), replace=False):
-            generation = engine.submit(pool[index])
-            expected[generation.id] = int(index)
-            drive(engine, told, int(rng.integers(0, 4)))
-            if rng.random() < 0.15:
-                engine.cancel(generation)
-                cancelled.add(generation.id)
-        drive(engine, told)
-        for id_, index in expected.items():
-            if id_ in cancelled:
-                assert told[id_].tokens == alone[index].tokens[: len(told[id_].tokens)]
+        for index, told, is_cancelled in random_schedule(engine, pool, rng, least=2):
+            if is_cancelled:
+                assert told.tokens == alone[index].tokens[: len(told.tokens)]
             else:
-                assert same(told[id_], alone[index]), f"request {index} came out differently"
+                assert same(told, alone[index]), f"request {index} came out differently"
         assert closed(engine)
     assert names == []
 

@@ -1,22 +1,17 @@
 """Two compiled banks of every installed sampler: one for few hand-made rows, one for many rows."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
 from jaxllama.testing.tryout import Tryout
-from tests.support import quick_operations
 
 TEXTS = ("a", "No\n", " I", "x:")  # texts of the first four tokens; the other tokens have none
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
+def quick(quick_programs: None) -> None:
     """The contract runs each sampler without compiling it: many operations, a few times each."""
-    with quick_operations():
-        yield
 
 
 @pytest.fixture(scope="session")

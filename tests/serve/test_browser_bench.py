@@ -1,12 +1,10 @@
 """The sampler bench in a real browser: settings side by side, stages of a token, and what-if."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.serve.browsing import HOSTILE, PATIENCE, Site, visit
-from tests.support import quick_operations
 
 pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 
@@ -16,11 +14,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Replays run hundreds of operations a few times each."""
-    with quick_operations():
-        yield
+# Replays run hundreds of operations a few times each.
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 @pytest.fixture

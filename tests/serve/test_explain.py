@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import jax
@@ -17,17 +16,14 @@ from jaxllama.serve.recordings import MOST_OF_A_CLIENT, SECONDS_KEPT, Recordings
 from jaxllama.testing import ScriptedEngine
 from tests.serve.clients import HI, asked, post
 from tests.serve.conftest import config, scenario
-from tests.support import installed_samplers, quick_operations
+from tests.support import installed_samplers
 
 USED = ("constraint", "top_k")
 ASK = {"prompt": "a", "max_tokens": 2, "temperature": 1.0, "top_k": 1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    """Replays run hundreds of operations a few times each."""
-    with quick_operations():
-        yield
+# Replays run hundreds of operations a few times each.
+pytestmark = pytest.mark.usefixtures("quick_programs")
 
 
 def engine():

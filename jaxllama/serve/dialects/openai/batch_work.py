@@ -331,7 +331,7 @@ class BatchWork:
         counts.failed += not is_good
 
     async def _until_stored(self, batch: RequestBatch, store: Callable[[], None]) -> None:
-        """Call `store` in a thread; while the disk does not take what it writes, try again.
+        """Call `store` in a thread; if the disk is full, call it again until there is room.
 
         A cancelled batch ends this, but not a call that has begun: a line is written whole.
         """
