@@ -71,11 +71,9 @@ class AnswerFollower:
         self._is_quick = True
         self._tokens = 0
         self._spent = 0.0  # seconds of processor time
-
-    @property
-    def done(self) -> bool:
-        """Say whether the answer is complete, so that no token can follow."""
-        return self._matcher.is_stopped() and not self._matcher.is_error()
+        # Whether the answer is complete, so that no token can follow. Kept here because nobody else
+        # may look at the matcher while the thread computes a mask with it.
+        self.done = self._is_complete()
 
     def allowed(self, wait: float = 0.0) -> bytes | None:
         """Return the mask of allowed next tokens, one bit each; None if it is not ready in time.
@@ -109,6 +107,7 @@ class AnswerFollower:
         with self._timed():
             self._matcher.consume_token(token)
         self._check()
+        self.done = self._is_complete()
         most = GRACE_SECONDS + SECONDS_PER_TOKEN * self._tokens
         if self._spent > most:
             raise ConstraintTooCostly(
@@ -116,6 +115,9 @@ class AnswerFollower:
                 f"for {self._tokens} tokens; at most {most:.2f} s are allowed: use a grammar that "
                 f"can be read in fewer ways"
             )
+
+    def _is_complete(self) -> bool:
+        return bool(self._matcher.is_stopped() and not self._matcher.is_error())
 
     def _timed_mask(self) -> bytes:
         before = self._spent

@@ -113,10 +113,16 @@ class Guides:
         return request.top_logprobs is not None or self._bank.remembers(request.knobs)
 
     def wait(self) -> None:
-        """Wait at most WAIT_SECONDS for the mask of the first row of `waiting`."""
-        guide = self.waiting[0].guide
-        if guide is not None:
-            guide.wait(WAIT_SECONDS)
+        """Wait at most WAIT_SECONDS for the mask of the first row of `waiting`.
+
+        If its guide fails meanwhile, ends the generation.
+        """
+        generation = self.waiting[0]
+        assert generation.guide is not None
+        try:
+            generation.guide.wait(WAIT_SECONDS)
+        except Exception as error:
+            self._fail(generation, error)
 
     def follow(self, generation: Generation, token: int) -> None:
         """Advance a generation's constraint, if it has one, by `token`, the one that was drawn."""

@@ -301,6 +301,38 @@ def test_masks_of_a_slow_answer_come_from_the_thread():
     assert follower.allowed() is None
 
 
+class Exclusive:
+    """A matcher that nobody may look at while it computes a mask, as those of llguidance are."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher, self.is_busy = matcher, False
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def compute_bitmask(self) -> bytes:
+        self.is_busy = True
+        self.meanwhile()
+        self.is_busy = False
+        return self._matcher.compute_bitmask()
+
+    def __getattr__(self, name: str) -> Any:
+        if self.is_busy:
+            raise RuntimeError("Already mutably borrowed")
+        return getattr(self._matcher, name)
+
+
+def test_the_end_of_an_answer_can_be_asked_for_while_a_mask_is_computed():
+    words = TokenBytes([b"</s>", *(bytes([byte]) for byte in range(256))], [0], [0])
+    grammar = LLMatcher.grammar_from_regex("aa")
+    matcher = Exclusive(LLMatcher(words.tokenizer(), grammar, log_level=0))
+    follower = AnswerFollower(matcher, Later())
+    seen: list[bool] = []
+    matcher.meanwhile = lambda: seen.append(follower.done)
+    for _ in range(2):
+        assert follower.allowed()
+        follower.advance(1 + ord("a"))
+    assert seen == [False, False] and follower.done
+
+
 def test_masks_of_a_quick_answer_come_at_once():
     slow = Later()
     follower = aaa_follower(slow, clock=Clock(0.0001))

@@ -217,6 +217,29 @@ def test_a_row_that_waits_for_its_mask_can_be_cancelled():
     assert closed(engine)
 
 
+def test_a_mask_that_fails_while_it_is_waited_for_fails_its_request_alone():
+    """The thread that computes it finds that it costs too much."""
+
+    class Failed(Marching):
+        def allowed(self, wait: float = 0.0) -> bytes | None:
+            if wait:
+                raise ConstraintTooCostly("too many possibilities")
+            return None
+
+    class Fails(March):
+        def start(self):
+            return Failed(self)
+
+    engine = new_engine()
+    bad = dataclasses.replace(constrained([]), constraint=Fails([ODD] * 4))
+    told = run(engine, [bad, bad])
+    for each in told:
+        assert each.finished.reason is FinishReason.FAILED
+        assert isinstance(each.finished.error, ConstraintTooCostly)
+    assert not engine.recovery.faults
+    assert closed(engine)
+
+
 def test_a_constraint_that_costs_too_much_is_the_clients_mistake():
     class Costly(Marching):
         def advance(self, token):
