@@ -293,16 +293,19 @@ class EngineThread:
             self._call(emit_all, self._by_ticket(events))
 
     def _take_in(self) -> bool:
-        """Call the functions sent to the thread; while there is no work, wait for one.
+        """Call the functions sent to the thread, and wait for more while there is nothing to do.
 
-        Returns False if the thread is to stop.
+        Waits without a limit if there is no work at all, and as long as the engine can spare if
+        the device is busy. Returns False if the thread is to stop.
         """
+        until = self._clock() + (0.0 if self._probes else self.engine.spare_seconds)
         while True:
             waits = self.engine.idle and not self._probes and not self.backlog
             if waits:
                 self.pulse = replace(self.pulse, busy_since=None)
+            spare = until - self._clock()
             try:
-                job = self._inbox.get(block=waits)
+                job = self._inbox.get(waits or spare > 0, None if waits else max(spare, 0))
             except queue.Empty:
                 return True
             if self.pulse.busy_since is None:

@@ -260,13 +260,15 @@ def random_schedule(
 ) -> list[tuple[int, Told, bool]]:
     """Submit up to six requests of a pool, each while others run, and cancel a few.
 
-    Returns the index of each in the pool, its events, and whether it was cancelled.
+    They come from two clients, of which one sends most. Returns the index of each request in the
+    pool, its events, and whether it was cancelled.
     """
     told: dict[int, Told] = {}
     submitted: dict[int, int] = {}
     cancelled = set()
+    engine.is_shared = rng.random() < 0.5  # by both clients
     for index in rng.choice(len(pool), rng.integers(least, least + MOST_AT_ONCE), replace=False):
-        generation = engine.submit(pool[index])
+        generation = engine.submit(pool[index], client="one" if rng.random() < 0.7 else "other")
         submitted[generation.id] = int(index)
         drive(engine, told, int(rng.integers(0, 4)))
         if rng.random() < 0.15:

@@ -218,6 +218,26 @@ def test_a_question_that_does_not_fit_is_refused():
     with_thread(scenario)
 
 
+def test_while_the_engine_can_spare_time_the_thread_takes_in_what_comes():
+    class Patient(ScriptedEngine):
+        spare_seconds = 60.0
+
+    thread, came = thread_of(Patient(lambda _: [])), []
+
+    def first():
+        came.append("first")
+        threading.Thread(target=thread._inbox.put, args=[(second, None)]).start()
+
+    def second():
+        came.append("second")
+        thread._inbox.put(None)
+
+    thread.engine.submit(asked(1))  # so the engine has work, and does not wait for any
+    thread._inbox.put((first, None))
+    assert not thread._take_in()
+    assert came == ["first", "second"]
+
+
 LONG = tuple(range(100)) * 2
 PEEK = Question(lambda engine: engine.probes.peek(LONG, 1), tokens=200)
 EMBED = Question(lambda engine: engine.probes.embed(LONG), tokens=200)

@@ -43,16 +43,27 @@ class DecodeCalls:
         allowed, forced = masks or (None, None)
         output = self._batch.decode(steps, allowed, forced, lean=lean, adapted=adapted)
         places = len(output.token) // self._most_steps
-        self._sent.append(Sent(output, steps, places, list(owners)))
+        self._sent.append(Sent(output, steps, places, list(owners), masks is not None))
 
     def read(self) -> Reading:
         """Wait for the oldest unread decode call; return its tokens and update `step_seconds`."""
         reading = Reading(self._sent.popleft())
         now = self._clock()
-        if reading.steps_taken and self._last_read:
+        if reading.steps_taken and self._last_read and not reading.is_masked:
             self.step_seconds = (now - self._last_read) / reading.steps_taken
         self._last_read = now if self._sent else 0.0
         return reading
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimate how many seconds the only unread decode call still runs on the device.
+
+        0 if there is not exactly one, or if its duration is not known.
+        """
+        if len(self._sent) != 1 or not self._last_read or self._sent[0].is_masked:
+            return 0.0
+        end = self._last_read + self._sent[0].steps * self.step_seconds
+        return max(0.0, end - self._clock())
 
     def clear(self) -> None:
         """Forget all unread decode calls without reading their tokens."""

@@ -51,6 +51,7 @@ from jaxllama.request import (
 logger = logging.getLogger(__name__)
 
 SHARED_CALLS = 5  # how many times shorter decode calls are while several clients use the engine
+EARLY = 0.25  # of a decode step: the next call is sent that much before the device needs it
 MOST_WAITING_PER_SLOT = 16  # more requests are not asked for while some wait for samplers
 
 
@@ -214,6 +215,18 @@ class Engine:
         rows = (one for one in self._running if one is not None)
         return bool(self._waiting or self._prompts) or any(not one.emitted for one in rows)
 
+    @property
+    def spare_seconds(self) -> float:
+        """Return how long the next `step` can wait without leaving the device idle.
+
+        A request that comes in meanwhile gets its first token a decode call earlier, since a step
+        sends a call before it reads the previous one. 0 if one client alone uses the engine, where
+        sending early costs nobody anything, or if a row has a constraint: its next mask is needed.
+        """
+        if not self.is_shared or any(one is not None and one.guide for one in self._running):
+            return 0.0
+        return max(0.0, self.calls.seconds_left - EARLY * self.calls.step_seconds)
+
     def step(self) -> list[Event]:
         """Admit requests, prefill a chunk, send a decode call and read the previous one.
 
@@ -300,12 +313,38 @@ class Engine:
             self._decode_guided()
             return
         if any(self._running):
-            self.calls.send(self._steps_to_decode(), self._running)
+            self._send_call()
             unread = 1  # the host reads the call before it while the device runs this one
         else:
             unread = 0
         while len(self.calls) > unread:
             self._emit_all(self.calls.read())
+
+    def _send_call(self) -> None:
+        """Send a decode call of all rows, or one of the rows in `_rows_ahead` if there are any."""
+        ahead = self._rows_ahead()
+        if not ahead:
+            self.calls.send(self._steps_to_decode(), self._running)
+            return
+        owners = [owner if owner in ahead else None for owner in self._running]
+        masks = self._guides.masks(owners)
+        for owner in self._running:
+            if owner is not None and owner not in ahead:
+                masks.allowed[[part.slot for part in owner.parts]] = 0
+        self.calls.send(1, owners, masks)
+
+    def _rows_ahead(self) -> list[Generation]:
+        """Return the rows that draw their first token in a call without the other rows.
+
+        A call of few rows is short. These are the new rows of other clients than the one that holds
+        more than half of all rows.
+        """
+        rows = [one for one in self._running if one is not None]
+        ((largest, count),) = Counter(one.client for one in rows).most_common(1)
+        if not self.is_shared or 2 * count <= len(rows):
+            return []
+        others = (one for one in rows if one.client != largest and not one.emitted)
+        return [one for one in others if not self.calls.steps_sent(one)]
 
     def _steps_to_decode(self) -> int:
         """Choose the number of decode steps of the next call.

@@ -25,6 +25,7 @@ class Sent(NamedTuple):
     steps: int  # the most steps it may take
     places: int  # tokens that a row may draw in one step
     owners: list[Generation | None]  # the generation of each row, None: ignore the row
+    is_masked: bool  # some rows may be left out, so its steps may be shorter than others
 
 
 class Reading:
@@ -38,6 +39,11 @@ class Reading:
         self._choice: Any = sent.output.choice
         if any(owner and owner.request.top_logprobs is not None for owner in sent.owners):
             self._choice = ChosenTokens(*map(np.asarray, self._choice))  # type: ignore[arg-type]
+
+    @property
+    def is_masked(self) -> bool:
+        """Say whether the call was sent with masks, which may leave out rows."""
+        return self._sent.is_masked
 
     @property
     def steps_taken(self) -> int:

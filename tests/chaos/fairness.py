@@ -77,7 +77,7 @@ async def beside(
 ) -> None:
     """Report the light client's seconds to the first token, alone and beside the heavy requests."""
     alone, crowded = Waits(), Waits()
-    for _ in range(5):
+    for _ in range(at.sizes.samples // 3):
         await at.light.first_token(alone)
     started = time.perf_counter()
     task = asyncio.ensure_future(heavy)

@@ -155,6 +155,62 @@ def test_calls_are_short_while_several_clients_use_the_engine():
     assert timed.calls == [1, 2, 2, 2, 2]  # 10 ms
 
 
+def test_a_shared_engine_can_wait_with_the_next_call_while_the_device_runs_the_last_one():
+    timed = Timed()
+    timed.warm()
+    timed.submit()
+    timed.step(3)
+    assert timed.engine.spare_seconds == 0.0  # one client: nobody waits for the next call
+    timed.engine.is_shared = True
+    timed.step(2)
+    assert timed.calls[-1] == 2  # it began when the call before it was read
+    assert timed.engine.spare_seconds == pytest.approx(0.010 - 0.005 / 4)
+    timed.seconds += 0.008
+    assert timed.engine.spare_seconds == pytest.approx(0.002 - 0.005 / 4)
+    timed.seconds += 1.0
+    assert timed.engine.spare_seconds == 0.0
+    while not timed.engine.idle:
+        timed.step()
+    assert timed.engine.spare_seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    ("clients", "is_shared"), [("aaab", True), ("aaab", False), ("aabb", True)]
+)
+def test_the_first_token_of_a_small_client_beside_a_large_one_takes_a_call_of_its_own(
+    clients, is_shared
+):
+    engine, calls = ScriptedEngine(lambda _: b"x" * 200, config=SIZE), []
+    send = engine.calls.send
+
+    def running(owners):
+        return zip(engine._running, owners, strict=True)
+
+    def noted(steps, owners, masks=None):
+        calls.append("".join(owner.client for owner in owners if owner is not None))
+        if masks is not None:
+            allowed = masks.allowed.any(axis=1).tolist()
+            left_out = [one is not None and owner is None for one, owner in running(owners)]
+            assert allowed == [not each for each in left_out]
+        send(steps, owners, masks)
+
+    engine.calls.send = noted
+    for number, client in enumerate(clients[:-1]):
+        engine.submit(GenerationRequest((number, 1), 100), client=client)
+    while not all(one.emitted for one in engine._live.values()):
+        engine.step()
+    calls.clear()
+    engine.is_shared = is_shared
+    new = engine.submit(GenerationRequest((len(clients), 1), 100), client=clients[-1])
+    events = [event for _ in range(2) for event in engine.step()]
+    goes_ahead = is_shared and clients.count("a") > 2
+    assert calls == (["b", clients] if goes_ahead else [clients, clients])
+    assert new.emitted
+    while not engine.idle:
+        events += engine.step()
+    assert sum(event.id == new.id and isinstance(event, Token) for event in events) == 100
+
+
 def test_chunks_do_not_queue_up_on_the_device_while_several_clients_use_the_engine():
     for is_shared, expected in ((False, 0), (True, 5)):
         timed, waits = Timed(), []
