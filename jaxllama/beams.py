@@ -60,7 +60,10 @@ class SearchRules:
 
     @property
     def candidates(self) -> int:
-        """Return how many next tokens are needed per prefix: `width`, and one per end token."""
+        """Return the number of likeliest next tokens that the search needs for each prefix.
+
+        It is `width`, plus one for each end token.
+        """
         return self.width + len(self.end_ids)
 
     def score(self, logprob: float, length: int) -> float:
@@ -72,7 +75,11 @@ class SearchRules:
         return beam.tokens[-1] in self.end_ids
 
     def can_improve(self, best: Beam, found: Sequence[BeamAnswer]) -> bool:
-        """Say whether extending the best prefix may still improve the answers found."""
+        """Say whether to continue the search, because it may still improve the answers.
+
+        `best` is the likeliest prefix; `found` are the best answers so far, at most `width`, best
+        first.
+        """
         if len(found) < self.width:
             return True
         if self.early_stopping is True:
@@ -93,11 +100,11 @@ def rules_of(
 ) -> SearchRules:
     """Check the settings of a beam search and return them; raise InvalidParameter for wrong ones.
 
-    `request` has the most tokens of an answer and the end tokens. `width`: prefixes that are
-    followed at a time. `length_penalty`: exponent of the length by which a log-probability is
-    divided. `early_stopping`: True, False or "never". `listed`: how many likeliest tokens per
-    prefix the engine can return. `beam_length`: tokens to look ahead as ExLlama does; None: the
-    usual search.
+    `request` sets `max_tokens` and the end tokens (`stop_ids`). `width`: number of prefixes that
+    are extended at a time. `length_penalty`: an answer's log-probability is divided by its length
+    to this power. `early_stopping`: True, False or "never". `listed`: number of likeliest next
+    tokens that the engine can return for a prefix. `beam_length`: tokens to look ahead as ExLlama
+    does; None: the usual search.
     """
     check("width", width)
     check("beam_length", beam_length)
@@ -203,9 +210,9 @@ def extend(running: Sequence[Beam], following: Sequence[Likeliest]) -> list[Beam
 
 
 def first_of_each_stem(prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    """Return all indexes of `prompts`: first one prompt of each group, then all others.
+    """Return all indexes into `prompts`: first one index per group, then all others.
 
-    Prompts that differ in their last token alone form a group.
+    Prompts that differ only in their last token form a group.
     """
     firsts: dict[tuple[int, ...], int] = {}
     others = []

@@ -109,7 +109,7 @@ class Backlog(Protocol):
         """Say whether several clients use the engine."""
 
     def push(self, work: Ticket | Probe, /) -> None:
-        """Add a request or probe to the backlog."""
+        """Add a request, or a probe (which reads tokens and generates none), to the backlog."""
 
     def remove(self, work: Ticket | Probe, /) -> bool:
         """Remove a request or probe; return False if it is not in the backlog."""
@@ -122,7 +122,10 @@ class Backlog(Protocol):
         """
 
     def charge(self, work: Ticket | Probe, tokens: int, /) -> None:
-        """Note that the engine computed `tokens` tokens for a request or probe, `work`."""
+        """Add `tokens` computed tokens to the account of the client of `work`.
+
+        `work` is a request, or a probe, which reads known tokens and generates none.
+        """
 
     def ended(self, work: Ticket | Probe, /) -> None:
         """Note that a request or probe from `pop` holds no slot any more."""
@@ -191,16 +194,19 @@ class EngineThread:
     ) -> Ticket:
         """Put a request into the backlog and return the `Ticket` by which it can be cancelled.
 
-        `tail` converts its tokens to text; None: it gives token ids only. `emit` is called on the
-        event loop with the request's events, or with the error that ended it. `client` is the name
-        of the client whose share of the engine it uses.
+        `tail` converts the generated tokens to text; None: the events have token ids only. `emit`
+        is called on the event loop with the request's events, or with the error that ended it.
+        `client` is the name of the client to whom the computed tokens are charged.
         """
         ticket = Ticket(request, tail, emit, client)
         self._push(ticket)
         return ticket
 
     def cancel(self, ticket: Ticket) -> bool:
-        """Cancel a request of `submit`; return False if it still waited: then it emits no event."""
+        """Cancel the request of a ticket; return False if it was still in the backlog.
+
+        A request that is cancelled in the backlog emits no event. `ticket` comes from `submit`.
+        """
         if self.backlog.remove(ticket):
             return False
 
@@ -214,9 +220,9 @@ class EngineThread:
     async def ask(self, question: Question[T], client: str = "") -> T:
         """Return the engine's answer to a question, such as the log-probabilities of given tokens.
 
-        A question is a task that draws no tokens. It waits in the backlog, then one piece of it is
-        computed per engine step. If the caller is cancelled, it leaves the backlog or its slot.
-        `client` is the client who asks.
+        A question is a task that generates no tokens. It waits in the backlog, then one piece of it
+        is computed per engine step. If the caller is cancelled, the question leaves the backlog or
+        frees its slot. `client` is the name of the client who asks.
         """
         probe = Probe(question, client, asyncio.get_running_loop().create_future())
         self._push(probe)
@@ -250,7 +256,7 @@ class EngineThread:
                 settle(work.answer, None, self._stopped())
 
     def _send(self, job: Job, refuse: Job) -> None:
-        """Have the thread call `job`; if it has ended, have the event loop call `refuse`."""
+        """Have the thread call `job`; if the thread has ended, let the event loop call `refuse`."""
         if self.failure is None:
             self._inbox.put((job, refuse))
         else:

@@ -196,12 +196,12 @@ class ModelConfig:
 
     @property
     def reads_tokens(self) -> bool:
-        """Say whether the model has its embedding; a later stage reads hidden states instead."""
+        """Say whether the model has its embedding; later pipeline stages read hidden states."""
         return True
 
     @property
     def gives_logits(self) -> bool:
-        """Say whether the model has its final norm and head; an early stage has not."""
+        """Say whether the model has its final norm and head; earlier pipeline stages lack them."""
         return True
 
     @property
@@ -383,7 +383,10 @@ class EngineConfig:
 
     @property
     def columns(self) -> int:
-        """Return the number of KV-cache columns: the context, rounded up to whole key blocks."""
+        """Return the number of columns (positions) of the KV cache.
+
+        It is the context length, rounded up to a multiple of KEY_BLOCK.
+        """
         return -(-self.context // KEY_BLOCK) * KEY_BLOCK
 
     def check_slots(self, needed: int) -> None:
@@ -396,7 +399,7 @@ class EngineConfig:
             )
 
     def check_stop_ids(self, count: int) -> None:
-        """Raise InvalidParameter if a request has more stop ids than a row stores.
+        """Raise InvalidParameter if a request has more stop ids than the engine accepts.
 
         `count` includes the model's own end tokens.
         """

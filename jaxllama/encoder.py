@@ -190,7 +190,11 @@ class Encoder:
         self.close()
 
     def _prompt(self, name: str | None) -> str:
-        """Return the text of the prompt with this name; None: of the default one, or ""."""
+        """Return the text of the prompt called `name`.
+
+        None: the default prompt of the model, "" if it has none. Raises InvalidParameter for an
+        unknown name.
+        """
         chosen = self._prompts.default if name is None else name
         if chosen is None:
             return ""
@@ -203,7 +207,10 @@ class Encoder:
         return self.prompts[chosen]
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
-        """Return the token ids as a list; raise InvalidParameter for none or unknown ones."""
+        """Return the token ids as a list.
+
+        Raises InvalidParameter if there are none, or if one is not in the vocabulary.
+        """
         size = self.config.vocab_size
         wrong: Any = next((token for token in ids if not 0 <= token < size), None)
         if not ids or wrong is not None:
@@ -213,5 +220,8 @@ class Encoder:
 
 
 def key_of(config: EncoderConfig) -> str:
-    """Return the key of the compiled programs; the model's name does not change it."""
+    """Return the key under which a model's compiled programs are kept on disk.
+
+    `config.name` does not change the key.
+    """
     return program_key(("encoder", replace(config, name="")))

@@ -92,12 +92,12 @@ def replay_in_server(
 ) -> Iterator[Position | None]:
     """Draw recorded tokens again from their logits, one position per iteration.
 
-    `changes` are knobs in place of the recorded ones; wrong ones raise at once. `only`: index of
-    the only position to yield, with None for earlier ones that had to be replayed for the state of
-    a sampler; None: all are yielded. `top`: how many of the likeliest tokens are listed after each
-    sampler. A replay compiles its operations one by one: some 250 MiB for a list of samplers. They
-    are kept for up to MOST_SAMPLERS of the latest samplers, so clients cannot fill the memory with
-    different lists, and a client that tries out a few samplers does not wait for each change.
+    `samplers` are all installed samplers by name. `changes` are knob values in place of the
+    recorded ones; wrong values raise at once. `only`: index of the only position to yield, with
+    None for earlier positions that are replayed because a sampler keeps state; None: all positions
+    are yielded. `top`: how many of the likeliest tokens are listed after each sampler. A replay
+    compiles operations, some 250 MiB for a list of samplers; they are kept for at most
+    MOST_SAMPLERS samplers, so that clients cannot fill the memory with different lists.
     """
     found = Replay(with_changes(recording, changes), samplers, changes)
     LATEST.note(found.names, recording.logits.shape[-1])
@@ -139,9 +139,10 @@ def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:
 
 
 def check_core(changes: Mapping[str, object]) -> dict[str, Any]:
-    """Check changes of temperature, temperature_last and seed; return these as proper types.
+    """Return the changes of temperature, temperature_last and seed, checked and converted.
 
-    Raises InvalidParameter for any other core field of a request.
+    Other names in `changes` are ignored if they are knobs of samplers; any other core field of a
+    request raises InvalidParameter.
     """
     for name in changes:
         if name in LIMITS and name not in CORE:
@@ -150,7 +151,7 @@ def check_core(changes: Mapping[str, object]) -> dict[str, Any]:
 
 
 def with_changes(recording: Recording, changes: Mapping[str, object]) -> Recording:
-    """Return a copy of the recording with changed settings."""
+    """Return a copy of the recording in which the settings named in `changes` have new values."""
     checked = check_core(changes)
     knobs = {name: value for name, value in changes.items() if name not in CORE}
     return replace(recording, knobs={**recording.knobs, **knobs}, **checked)
@@ -258,7 +259,7 @@ class Replay:
     def shares(self, choice: ChosenTokens, place: int) -> np.ndarray:
         """Return the probability of every token of the vocabulary after a stage (sampler).
 
-        `choice` has one row for each stage, of which `place` is the index.
+        `choice` has one row for each stage; `place` is the index of the stage.
         """
         ids = np.asarray(choice.sampled_ids[place])
         logprobs = np.asarray(choice.sampled_logprobs[place])
@@ -299,7 +300,8 @@ class Replay:
 def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
     """Yield the names of the stages after the model, in order: samplers and temperature.
 
-    `bank` has the samplers. Samplers that do not act, as filters at temperature 0, are left out.
+    `bank` has the samplers; `recording` has the temperature, and says whether it comes last.
+    Samplers that have no effect, such as filters at temperature 0, are left out.
     """
     yield from bank.adjusters
     if recording.temperature == 0:  # greedy: neither filters nor shapers run
@@ -314,7 +316,11 @@ def running(bank: SamplerBank, recording: Recording) -> Iterator[str]:
 
 
 def without_last(shapers: Mapping[str, type[Shaper]]) -> dict[str, type[Shaper]]:
-    """Return the shapers (samplers) without `last = True`, which puts them after the filters."""
+    """Return the shapers that do not set `last = True`.
+
+    Shapers are the samplers that change all logits of a row; those with `last` run after the
+    filters.
+    """
     return {name: kind for name, kind in shapers.items() if not kind.last}
 
 

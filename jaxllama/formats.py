@@ -116,10 +116,11 @@ class PromptFormat(ABC):
     def render_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
     ) -> str:
-        """Return the prompt text like `render`, and describe the callable `tools` in it.
+        """Return prompt text that has `messages` and describes the `tools` that the model may call.
 
-        Called only on formats that set `calls`; `render` of such a format must also show tool calls
-        and tool results.
+        With `answer`, the text ends where the assistant's next message starts. Called only on
+        formats that set `calls`; the `render` of these formats must also show tool calls and tool
+        results.
         """
         del messages, tools, answer
         raise TemplateError(f"prompt format {self.name!r} knows no tools; send none")

@@ -258,9 +258,10 @@ def number_in(variable: str) -> int | None:
 
 
 def accept_others(count: int, address: str | None) -> list[HostLink]:
-    """Wait until all other hosts are connected, on host 0; return the links in their order.
+    """Return the links to all other hosts, in order of their numbers, once all are connected.
 
-    `count` is the number of all hosts; `address` is that of host 0, None if it is not given.
+    Only host 0 calls this. `count` is the number of all hosts, host 0 included; `address` is that
+    of host 0 ("name:port"), None if it is not given.
     """
     key = secrets.token_hex(16)
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -332,7 +333,11 @@ def share(message: bytes | None) -> bytes:
 
 
 def own_host(address: str | None) -> str:
-    """Return the name or address under which the other hosts reach host 0."""
+    """Return the name or IP address under which the other hosts reach this host, host 0.
+
+    `address` is the given address of host 0 ("name:port"), whose name is returned. None: the IP
+    address of this machine in its network is returned, or its host name if there is no network.
+    """
     if address:
         return address.rpartition(":")[0].strip("[]")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

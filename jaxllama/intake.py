@@ -63,7 +63,10 @@ class Thinking:
 
     @property
     def is_held(self) -> bool:
-        """Whether the engine has to follow the thoughts token by token."""
+        """Say whether the engine has to watch for the end of the thoughts, token by token.
+
+        It has to if the thoughts have a budget, or if the answer after them is constrained.
+        """
         return self.budget is not None or self.has_form
 
 
@@ -137,8 +140,9 @@ class Intake:
     ) -> PreparedRequest:
         """Return the request that continues a prompt (text or token ids), and its text decoder.
 
-        `knobs` are the request's own. `total`: most tokens of prompt and answer together, to which
-        the answer is cut; None: an answer that does not fit into the context is refused.
+        `knobs` are the request's own. `total`: most tokens that prompt and answer may have
+        together; a larger `max_tokens` is lowered. None: a `max_tokens` that does not fit into the
+        context is refused.
         """
         # The answer continues a text, so a leading space is part of the answer.
         ids = self.ids(prompt)
@@ -157,10 +161,11 @@ class Intake:
     ) -> PreparedRequest:
         """Return the request that answers a conversation, or continues it, and its text decoder.
 
-        `ending`: whether the prompt ends before a new answer or in the last message, which is then
-        continued. `total`: most tokens of prompt and answer together, to which the answer is cut;
-        None: an answer that does not fit into the context is refused. `overflow`: what happens to a
-        conversation that does not fit into the context.
+        `knobs` are the request's own. `ending`: whether the prompt ends before a new answer or in
+        the last message, which is then continued. `total`: most tokens that prompt and answer may
+        have together; a larger `max_tokens` is lowered. None: a `max_tokens` that does not fit into
+        the context is refused. `overflow`: what happens to a conversation that does not fit into
+        the context.
         """
         given = self._given(knobs)
         thinking = self._thinking(given)
@@ -278,9 +283,9 @@ class Intake:
         return render(self.format, turns, guard_json(tools, guard), ending)
 
     def _thinking(self, given: Mapping[str, object]) -> Thinking | None:
-        """Return the settings for thoughts that the knobs make; None if the format has no thoughts.
+        """Return the thinking settings in the knobs `given`; None for a format without thinking.
 
-        `given` are the knobs.
+        Raises InvalidParameter for a reasoning budget if the model's prompt format has no thinking.
         """
         budget: int | None = check(BUDGET, given.get(BUDGET))  # type: ignore[assignment]
         if not self.format.thinks:
@@ -336,7 +341,10 @@ class Intake:
         return render(self.format, as_messages(messages), tools, ending)
 
     def _given(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """Return the model's default knobs, overridden by the preset's, then by the request's."""
+        """Return the model's default knobs, overridden by those of the preset, then by `knobs`.
+
+        `knobs` are the request's own, which may name a preset.
+        """
         return {**self.defaults, **add_preset(knobs, self.presets)}
 
     def _prepare(  # noqa: PLR0913 - each argument is a part of the request
@@ -419,7 +427,8 @@ class Intake:
     def _draft(self, speculate: object) -> int | None:
         """Convert the request's `speculate` to the most tokens that a step drafts.
 
-        None: the engine decides.
+        `speculate` is "off", "auto" or a number of tokens. Returns 0 for "off", None for "auto":
+        the engine decides. Raises InvalidParameter for more tokens than this engine drafts.
         """
         if isinstance(speculate, str):
             return 0 if speculate == "off" else None
@@ -596,9 +605,9 @@ def wrong_prompt(prompt: object) -> InvalidParameter:
 
 
 def stream_of(ready: PreparedRequest, index: int) -> PreparedRequest:
-    """Copy a prepared request for answer number `index` to its prompt.
+    """Copy a prepared request for answer number `index` to the same prompt.
 
-    The copy has its own seed and text tail.
+    The copy has a seed of its own, made from `index`, and a new text decoder.
     """
     request, tail = ready
     return replace(request, seed=choice_seed(request.seed, index)), tail.again()

@@ -117,16 +117,19 @@ FRONT: dict[str, Limit] = {
 
 
 def check_count(name: str, count: int) -> None:
-    """Raise InvalidParameter if `count` exceeds the number of `name` that one request may have."""
+    """Raise InvalidParameter if a request may not have `count` entries in the field `name`.
+
+    `name` is the name of a field that holds a list, such as "messages".
+    """
     most = (LIMITS | FRONT)[name].most
     if count > most:
         raise InvalidParameter(f"{name} has {count} entries; at most {most} are allowed", name)
 
 
 def check(name: str, value: object) -> object:
-    """Return `value` converted to the field's type and checked; raise InvalidParameter if wrong.
+    """Return `value`, checked and converted to the type of the request field `name`.
 
-    None gives the field's default.
+    None gives the field's default. Raises InvalidParameter for a wrong value.
     """
     limit = (LIMITS | FRONT)[name]
     if value is None:
@@ -169,7 +172,7 @@ def check_number_or_text(name: str, value: object, limit: Limit) -> object:
 def check_word(name: str, value: str, limit: Limit) -> str:
     """Return `value` if it is one of the words that the field accepts beside numbers.
 
-    Raises InvalidParameter otherwise.
+    `name` is the request's field and `limit` its limits. Raises InvalidParameter for another text.
     """
     if value not in limit.words:
         raise InvalidParameter(

@@ -279,7 +279,7 @@ class LLM:
         return cls(runs, intake, config=config, path=path, hosts=hosts)
 
     def follow(self) -> None:
-        """Run the device calls of host 0 until it ends the group.
+        """Run the device calls that host 0 sends, until host 0 ends the group of hosts.
 
         For the other hosts, the processes that run the model together with host 0.
         """
@@ -349,7 +349,8 @@ class LLM:
 
         With `n` each prompt gives a list of n answers, which share the prefill; answer i has the
         seed `choice_seed(seed, i)`. With `best_of` this many answers are generated, and the n with
-        the highest mean log-probability are returned, best first.
+        the highest mean log-probability are returned, best first. Without both, `on_done` is called
+        with (index, completion) as soon as a prompt of a list is answered.
 
         Knobs: max_tokens, temperature, seed, stop, stop_ids, ignore_eos, logprobs,
         temperature_last, guidance_scale and negative_prompt, the constraints (json_schema,
@@ -382,13 +383,17 @@ class LLM:
     ) -> Iterator[tuple[int, Completion]]:
         """Continue each (prompt, knobs); yield (index, completion) as the requests finish.
 
-        A request that fails raises, or calls `on_error` while the others continue.
+        A request that fails raises, or calls `on_error` with (index, error) while the others
+        continue.
         """
         asked = (partial(self.intake.completion, *item) for item in items)
         return self.streams.each(asked, on_error)
 
     def stream(self, prompt: Prompt, **knobs: object) -> AnswerStream:
-        """Continue a prompt; return a stream of its tokens."""
+        """Continue a prompt (text or token ids); return a stream of the answer's tokens.
+
+        The knobs are those of `generate`.
+        """
         return self.streams.open(self.intake.completion(prompt, knobs))
 
     @overload
@@ -424,10 +429,10 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Answer a conversation of {role, content} messages.
 
-        With `n` or `best_of` the result is a list of answers, as in `generate`. A conversation that
-        leaves no room for the answer in the context is refused ("error"), or its oldest turns are
-        left out ("drop_oldest", "keep_fixed": see `ContextOverflow`), and `usage.dropped` counts
-        their messages.
+        The knobs are those of `generate`. With `n` or `best_of` the result is a list of answers, as
+        in `generate`. A conversation that leaves no room for the answer in the context is refused
+        ("error"), or its oldest turns are left out ("drop_oldest", "keep_fixed": see
+        `ContextOverflow`), and `usage.dropped` counts their messages.
         """
         overflow = overflow_named(context_overflow)
         if n is not None or best_of is not None:
@@ -444,7 +449,8 @@ class LLM:
     ) -> Iterator[tuple[int, Completion]]:
         """Answer each (messages, knobs); yield (index, completion) as the requests finish.
 
-        A request that fails raises, or calls `on_error` while the others continue.
+        A request that fails raises, or calls `on_error` with (index, error) while the others
+        continue.
         """
         return self.streams.each((partial(self.intake.chat, *item) for item in items), on_error)
 
@@ -455,10 +461,10 @@ class LLM:
         context_overflow: str = ContextOverflow.ERROR,
         **knobs: object,
     ) -> AnswerStream:
-        """Answer a conversation; return a stream of its tokens.
+        """Answer a conversation; return a stream of the answer's tokens.
 
         `context_overflow` says what happens to a conversation that leaves no room for the answer,
-        as in `chat`.
+        as in `chat`; the knobs are those of `generate`.
         """
         overflow = overflow_named(context_overflow)
         return self.streams.open(self.intake.chat(messages, knobs, overflow=overflow))

@@ -69,7 +69,8 @@ DRAFT_TOKENS = 4  # of a step with a draft model
 def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
     """Return the name of the kernels to run: the one in `asked`, or with "auto" the fastest.
 
-    `mesh` is the text of the setting. Logs a warning if the CPU has to run without C++ kernels.
+    `mesh` is the mesh setting, such as "data=2,model=4"; None: one device. Logs a warning if the
+    CPU has to run without C++ kernels.
     """
     parts = parse_mesh(mesh).model
     body, passed_over = choose_body(asked, with_copies(model, parts), parts)
@@ -242,9 +243,10 @@ def load_adapters(
     *,
     only_now: bool,
 ) -> str:
-    """Load LoRA adapters from folders, which `lora` has by name; return a digest of them all.
+    """Load the LoRA adapters in `lora`, which maps names to folders; return a digest of all.
 
-    The digest covers names and numbers. `only_now`: refuse to load others later.
+    The digest covers names and weights. `adapters` takes the loaded ones; None: no adapter can be
+    loaded, so `lora` must be empty. `only_now`: refuse to load others later.
     """
     digest = hashlib.sha256()
     for name, folder in lora.items():
@@ -326,7 +328,9 @@ def placed_weights(
 ) -> tuple[list[Mesh], Tree]:
     """Read every weight and place it on its devices; return the meshes of the stages and the tree.
 
-    Without stages there is one mesh. See `read_weights` and `read_stages`.
+    Without stages there is one mesh, and the weights of a `draft` model are a branch of the tree.
+    With stages, the tree has the weights of each stage by its index, and `draft` is ignored.
+    `progress` is called with ("weights", weights done, weights in total); None: no calls.
     """
     meshes = make_meshes(engine, checkpoint.config)
     if engine.stages > 1:
@@ -395,7 +399,10 @@ def read_stages(
 
 
 def stored_as(params: Tree) -> list[str]:
-    """Describe structure, dtypes and shapes of the weights, as a part of the programs' key."""
+    """Return texts that describe the structure, dtypes and shapes of the weights.
+
+    They are a part of the key under which the compiled programs are kept.
+    """
     leaves, tree = jax.tree.flatten(params)
     return [str(tree), *(f"{leaf.dtype}{leaf.shape}" for leaf in leaves)]
 
@@ -514,7 +521,11 @@ def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) 
 
 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, str]]:
-    """Return the classes of samplers and digests of their code, as a part of the programs' key."""
+    """Return a list that changes whenever a sampler or its code does.
+
+    It has ("class", sampler, class) for each sampler and ("code", package, digest or version) for
+    the code that they run. It is a part of the key under which the compiled programs are kept.
+    """
     classes = [(name, f"{kind.__module__}.{kind.__qualname__}") for name, kind in samplers.items()]
     code = digest_code(kind.__module__ for kind in samplers.values())
     return [("class", *each) for each in classes] + [("code", *each) for each in code]

@@ -125,7 +125,7 @@ def explain(what: str, error: BaseException, module: str) -> BrokenPlugin:
 
 
 def hint_for(error: BaseException) -> str:
-    """Return a hint for an error of plain Python, "" if there is none."""
+    """Return a hint for a missing import or a wrong attribute of a dataclass; "" otherwise."""
     if isinstance(error, NameError) and error.name in MODULES:
         return f"add `{MODULES[error.name]}`"
     if isinstance(error, AttributeError) and dataclasses.is_dataclass(error.obj):
@@ -135,9 +135,10 @@ def hint_for(error: BaseException) -> str:
 
 
 def named_in(line: str) -> Mapping[str, str]:
-    """Find the Python word or NumPy function in a source line, and its JAX replacement.
+    """Return what a source line uses that JAX cannot compile, and the replacement.
 
-    Returns both by the names `word` and `jax`, to fill the sentences in MEANINGS.
+    The key `word` has the Python word or NumPy function in `line`, or "this line" if none is found;
+    `jax` has what to call instead.
     """
     called = NUMPY_CALL.search(line)
     if called is not None:
@@ -149,9 +150,9 @@ def named_in(line: str) -> Mapping[str, str]:
 
 
 def place_of(error: BaseException, module: str) -> str:
-    """Return the innermost place in the author's package where an error arose, as "file:line".
+    """Return "file:line" of the innermost place in the plugin's package where an error arose.
 
-    "" if there is none; `module` is the module of the plugin.
+    "" if there is none. `module` is the dotted name of the plugin's module.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
@@ -179,7 +180,10 @@ def source_line(where: str) -> str:
 
 
 def line_of(kind: type, method: str | None = None) -> str:
-    """Return "file:line" of the method, or of the class if it has none; "" if unknown."""
+    """Return "file:line" of the method `method` of the class `kind`, or of the class itself.
+
+    The class itself is used if `method` is None or not defined there. "" if the place is unknown.
+    """
     function = vars(kind).get(method) if method else None
     if isinstance(function, FunctionType):
         return f"{function.__code__.co_filename}:{function.__code__.co_firstlineno}"
@@ -319,9 +323,10 @@ def owner_of(name: str) -> str:
 
 
 def missing_class(what: str, module: ModuleType, attribute: str) -> BrokenPlugin:
-    """Build the error for a plugin whose module lacks the named class, `attribute`.
+    """Build the error for a plugin whose module lacks the class that its entry point names.
 
-    `what` names the plugin at the beginning of the message.
+    `what` names the plugin at the beginning of the message; `attribute` is the name of the missing
+    class.
     """
     name = module.__name__.partition(".")[0]
     where = f"{getattr(module, '__file__', None) or 'built in'}"

@@ -68,7 +68,8 @@ class Recording:
 def check_recordable(request: GenerationRequest) -> None:
     """Raise InvalidParameter for a request with a constraint or guidance.
 
-    A replay cannot explain its tokens, because they depend on more than its own logits.
+    A replay cannot explain the answer to such a request: it depends on more than the logits after
+    the prompt.
     """
     if request.constraint is not None:
         raise InvalidParameter(
@@ -86,11 +87,11 @@ def check_recordable(request: GenerationRequest) -> None:
 def peek_at_answer(
     engine: Engine, request: GenerationRequest, tokens: Sequence[int], first: int = 0
 ) -> InSteps[np.ndarray]:
-    """Compute the logits [tokens V] from which the tokens of an answer were drawn.
+    """Compute the logits [tokens V] from which the tokens of an answer to `request` were drawn.
 
-    `tokens` are the answer's; logits for those before the index `first` are left out. A generator,
-    like the engine's probes: it yields after each call of the device and returns the logits. Raises
-    QueueFull at once if no slot is free.
+    `tokens` are the answer's; logits for those before the index `first` are left out. A generator:
+    it yields how many tokens each device call computed, and returns the logits. Raises QueueFull at
+    once if no slot is free.
     """
     found = [np.zeros((0, engine.bank.vocab), np.float32)]
     if len(tokens) > first:
@@ -105,7 +106,7 @@ def make_recording(
 ) -> Recording:
     """Build the recording of a request and its answer, for a later replay.
 
-    `tokens` are the answer's; `logits` are from `peek_at_answer`.
+    `tokens` are the answer's; `logits` [tokens V] are those from which they were drawn.
     """
     config = intake.engine
     return Recording(

@@ -170,9 +170,10 @@ class Context:
         return self.length - self.prompt
 
     def log_total(self, logits: Float[Array, " N"]) -> Float[Array, ""]:
-        """Return the log-sum-exp of the logits that a sampler of class Shaper is called with.
+        """Return the log-sum-exp of `logits`; a Shaper passes the logits that it is called with.
 
-        The engine computes it in a kernel, several times as fast as `jax.nn.logsumexp`.
+        For these, the engine has computed it in a kernel, several times as fast as
+        `jax.nn.logsumexp`.
         """
         return jax.nn.logsumexp(logits) if self.total is None else self.total
 
@@ -266,7 +267,10 @@ class Sampler:
         return self
 
     def observe(self, chosen: Chosen) -> "Sampler":
-        """Return this sampler with its state after the drawn token (`dataclasses.replace`)."""
+        """Return this sampler with its state after the drawn token, `chosen`.
+
+        Override it to change state fields, with `dataclasses.replace`.
+        """
         del chosen
         return self
 

@@ -81,12 +81,12 @@ def weigh(
     tails: Sequence[Sequence[int]],
     adapter: AdapterUse | None = None,
 ) -> InSteps[list[np.ndarray]]:
-    """Compute the log-probability of each token of continuations after their prompts.
+    """Compute the log-probability of each token of several continuations.
 
-    The continuation `tails[i]` follows `prompts[i]`; together they are one group that `rounds`
-    made. `adapter` is the LoRA adapter to compute with, None: none. A generator, like the engine's
-    probes: it yields after each call of the device and returns one array for each continuation.
-    Raises QueueFull while no slot is free.
+    The continuation `tails[i]` follows `prompts[i]`, both as token ids. Pass one group of
+    continuations that `rounds` made. `adapter` is the LoRA adapter to compute with, None: none. A
+    generator: it yields how many tokens each device call computed, and returns one array for each
+    continuation. Raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
         ids = [*prompts[0], *tails[0]]
@@ -147,8 +147,8 @@ def check_choices(choices: Sequence[str], name: str = "choices") -> None:
 def as_embedding(found: tuple[np.ndarray, np.ndarray], pooling: Pooling) -> np.ndarray:
     """Return the vector that `pooling` names, scaled to length 1.
 
-    `found` holds the mean of the hidden states and the last of them, from `Probes.embed`. Raises
-    GenerationFailed if the vector is zero or not finite.
+    `found` holds the mean of a text's hidden states, then the last of them. Raises GenerationFailed
+    if the vector is zero or not finite.
     """
     vector = found[pooling is Pooling.LAST]
     length = float(np.linalg.norm(vector))

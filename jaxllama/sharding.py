@@ -63,15 +63,17 @@ def parse_mesh(text: str | None) -> MeshSizes:
 def make_mesh(engine: EngineConfig, model: ModelConfig) -> Mesh:
     """Build the configured mesh over the first devices; raise ConfigError if it does not fit.
 
-    With stages, it is that of the first stage.
+    With pipeline stages (groups of layers that have a mesh each), this is the mesh of the first
+    stage.
     """
     return make_meshes(engine, model)[0]
 
 
 def make_meshes(engine: EngineConfig, model: ModelConfig) -> list[Mesh]:
-    """Build the mesh of every stage, each over the next devices; a model without stages has one.
+    """Build one mesh for each pipeline stage (a group of layers), each over the next devices.
 
-    Raises ConfigError if they do not fit the devices or the model.
+    A model without stages has one mesh. Raises ConfigError if the meshes do not fit the devices or
+    the model.
     """
     data, parts = engine.data_parallel, engine.model_parallel
     sizes = MeshSizes(data, parts, engine.stages)
@@ -116,8 +118,8 @@ def make_meshes(engine: EngineConfig, model: ModelConfig) -> list[Mesh]:
 def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
     """Return how an array is divided over the devices of the mesh.
 
-    `axes` has a name for each dimension, which RULES maps to an axis of the mesh, along which the
-    dimension is split; None: it is not split.
+    `axes` has a name such as "heads", or None, for each dimension. RULES maps a name to the mesh
+    axis along which the dimension is split; None: it is not split.
     """
     return NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes)))
 
@@ -125,8 +127,9 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
 def shard_shape(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
     """Return how an array of a shape is divided over the devices of the mesh.
 
-    `axes` has a name for each dimension, which RULES maps to an axis of the mesh; None: not split.
-    A dimension that does not divide evenly is not split.
+    `axes` has a name such as "heads", or None, for each dimension. RULES maps a name to the mesh
+    axis along which the dimension is split; None: it is not split. A dimension that does not divide
+    evenly is not split.
     """
     kept = [
         axis if size % mesh.shape.get(RULES[axis] or "", 1) == 0 else None
@@ -152,21 +155,20 @@ def slots_are_split() -> bool:
 
 
 def own_parts(axis: str) -> int:
-    """Return the number of devices along a mesh axis if the traced code runs on each, else 1.
+    """Return the number of devices along a mesh axis inside `shard_map`; outside of it, 1.
 
-    Code that runs on each device (in `shard_map`) sees the part of an array that the device holds;
-    other code, which XLA splits, sees whole arrays.
+    Inside, the traced code sees the part of an array that its device holds. Outside, it sees whole
+    arrays, which XLA divides.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return int(mesh.shape[axis]) if axis in mesh.manual_axes else 1
 
 
 def add_up(x: Array, axis: str) -> Array:
-    """Return the sum of `x` over the devices along a mesh axis.
+    """Return the sum of `x` over the devices along a mesh axis; outside of `shard_map`, `x`.
 
-    That is `x` itself if the traced code does not run once per device, as it then sees whole
-    arrays. Several hosts add in the order of the devices, as the devices of one CPU do: their own
-    sum of more than two parts has another order, and other bits.
+    Several hosts add the parts in the order of the devices, as the devices of one CPU do, so that
+    both round in the same way.
     """
     parts = own_parts(axis)
     if parts > ORDERLESS and jax.process_count() > 1:
@@ -175,9 +177,11 @@ def add_up(x: Array, axis: str) -> Array:
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Return `x` with an instruction to XLA to divide it over the mesh; unchanged without a mesh.
+    """Return `x` with an instruction to XLA to divide it over the mesh.
 
-    `axes` has a name for each dimension, which RULES maps to an axis of the mesh; None: not split.
+    `axes` has a name such as "heads", or None, for each dimension. RULES maps a name to the mesh
+    axis along which the dimension is split; None: it is not split. Without a mesh, or inside
+    `shard_map`, `x` is returned unchanged.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:

@@ -95,10 +95,11 @@ class Startup:
 
 
 def describe(what: str, done: int, total: int, *, keeps_programs: bool = True) -> str:
-    """Return a stage of the start in words; for a program, with its name and number out of `total`.
+    """Return a text for a stage of the start, such as "loading weights".
 
+    For the compilation of a program, the text has the program's name and number out of `total`.
     `what` names the stage, `done` of its parts are finished. `keeps_programs`: compiled programs
-    are kept on disk, and the words say that only the first start compiles them.
+    are kept on disk, and the text says that only the first start compiles them.
     """
     if not what.startswith(COMPILING):
         return WORDS.get(what, what)

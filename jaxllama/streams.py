@@ -105,10 +105,10 @@ class Streams:
     def several(
         self, firsts: Iterable[Callable[[], PreparedRequest]], n: int | None, best_of: int | None
     ) -> Iterator[list[Completion]]:
-        """Yield a list of `n` answers for each request, in order.
+        """Yield a list of `n` answers (None: one) for each request, in order.
 
-        With `best_of`, this many are generated, and the `n` with the highest mean log-probability
-        are returned, best first. `firsts` holds functions that make the requests.
+        With `best_of` above `n`, that many answers are generated, and the `n` with the highest mean
+        log-probability are returned, best first. `firsts` holds functions that make the requests.
         """
         n = 1 if n is None else n
         check("n", n)
@@ -138,9 +138,9 @@ class Streams:
     ) -> list[tuple[tuple[int, float], ...]]:
         """Return the `count` likeliest next tokens of each prompt, with log-probabilities.
 
-        A prompt that is one token longer than an earlier one is computed in the earlier prompt's
-        slot, or in a copy of it. The copies come last, so that none overwrites a slot that another
-        prompt still needs.
+        Each is a pair of token id and log-probability. Prompts that differ only in the last token
+        are a group. The first prompt of every group is queued before all other prompts, so that
+        none overwrites a slot whose KV cache another prompt still needs.
         """
         opened: dict[int, AnswerStream] = {}
         try:

@@ -46,11 +46,11 @@ class BatchModel(Protocol):
     def answers(
         self, kind: str, items: Iterable[tuple[Any, Mapping[str, Any]]], on_error: OnError
     ) -> Iterator[tuple[int, Row]]:
-        """Generate an answer to each (content, knobs); yield (position, fields) as they finish.
+        """Generate an answer to each item; yield (position in `items`, fields of the answer).
 
-        `kind` says whether contents are prompts or messages, the position counts `items` from 0,
-        and the fields are those of the answer. `on_error` is called with the position and error of
-        an item that fails.
+        An item is a pair (content, knobs); knobs are request parameters. `kind` is "prompt" or
+        "messages", the form of all contents. Answers are yielded in the order in which they are
+        completed. `on_error` is called with the position and the error of an item that fails.
         """
 
 
@@ -63,10 +63,11 @@ class LocalModel:
     def answers(
         self, kind: str, items: Iterable[tuple[Any, Mapping[str, Any]]], on_error: OnError
     ) -> Iterator[tuple[int, Row]]:
-        """Generate an answer to each (content, knobs); yield (position, fields) as they finish.
+        """Generate an answer to each item; yield (position in `items`, fields of the answer).
 
-        `kind` says whether contents are prompts or messages, and the position counts `items` from
-        0. `on_error` is called with the position and error of an item that fails.
+        An item is a pair (content, knobs); knobs are request parameters. `kind` is "prompt" or
+        "messages", the form of all contents. Answers are yielded in the order in which they are
+        completed. `on_error` is called with the position and the error of an item that fails.
         """
         each = self.llm.generate_each if kind == PROMPT else self.llm.chat_each
         for position, completion in each(items, on_error=on_error):
@@ -181,8 +182,8 @@ def read_template(
     """Return the template that the options describe; None without --template.
 
     `prompts` is the input file; `template` and `system` are the texts of --template and --system,
-    or @FILE; `is_chat`: --chat is given. Raises UsageError if the options do not fit together, or
-    not the file.
+    or @FILE; `is_chat`: --chat is given. Raises UsageError if the options do not fit together or do
+    not fit the file.
     """
     if template is None:
         if is_chat or system is not None:
@@ -206,9 +207,10 @@ def model_opener(
 ) -> Callable[[], Any]:
     """Return a function that returns the model as a context manager: a local or a remote one.
 
-    `server` is the address of a server; None: the model runs in this process. `concurrency` (None:
-    the default) and `key_file` are for the server; `loading` holds the arguments of `LLM.load`.
-    Raises UsageError if the options do not fit together.
+    `server` is the address of a server; None: the model runs in this process. `concurrency`, the
+    number of requests at a time (None: the default), and `key_file`, the file with the API key,
+    need a server. `loading` holds arguments of `LLM.load`; with a server only `model`. Raises
+    UsageError if the options do not fit together.
     """
     if server is None:
         if concurrency is not None or key_file is not None:

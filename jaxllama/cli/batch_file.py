@@ -196,5 +196,5 @@ def check_content(kind: str, content: Any) -> None:
 
 
 def hidden_count(problems: list[str]) -> str:
-    """Return a note that says how many of many problems are not listed; "" if all are."""
+    """Return "; and N more" for the N problems beyond the first SHOWN; "" if there are none."""
     return f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

@@ -97,9 +97,9 @@ def find(plugin: str) -> dict[str, type]:
 
 
 def module_at(path: Path) -> ModuleType:
-    """Import a Python file as a module named after it; raise BrokenPlugin if that fails.
+    """Import a Python file as a module named after the file, and return the module.
 
-    It is not imported if Python or a dependency has a module of that name.
+    Raises BrokenPlugin if the import fails, or if Python or a dependency has a module of that name.
     """
     if not path.is_file():
         raise BrokenPlugin(f"{path} is no file; expected a Python file with a plugin in it")

@@ -63,8 +63,8 @@ class TokenColours:
 def colour_of(found: TokenLogprobs, whose: str) -> Colour:
     """Return the RGB colour of a token: the likelier, the more red and the less green.
 
-    `found` has its probabilities; `whose` says which probability counts: that of the model, or that
-    with which the token was drawn.
+    `found` has the token's log-probabilities. `whose` says which one counts: MODEL, that of the
+    model, or SAMPLED, that with which the token was drawn after all samplers.
     """
     logprob = found.logprob if whose == MODEL else found.sampled
     share = round(255 * math.exp(min(logprob, 0.0)))

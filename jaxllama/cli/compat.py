@@ -24,12 +24,12 @@ class CompatGroup(click.Group):
     """The group of the other systems, each with its flags."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the systems."""
+        """Return the subcommands: names of other programs whose flags are understood."""
         del ctx
         return list(ORIGINS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of a system; None if the name is unknown."""
+        """Return the subcommand for another program, such as llama2c; None if it is unknown."""
         del ctx
         return OriginCommand(ORIGINS[cmd_name]) if cmd_name in ORIGINS else None
 
@@ -70,7 +70,10 @@ class OriginCommand(click.Command):
         )
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Translate the flags, print our command line, and run it."""
+        """Translate the other program's flags to a jaxllama command, print it, and run it.
+
+        With --print the command is only printed.
+        """
         words = [*self.words(ctx), *ctx.params[MORE]]
         if ctx.meta.get(PRINT):
             click.echo(shlex.join(["jaxllama", *words]))
@@ -86,7 +89,10 @@ class OriginCommand(click.Command):
             return ours.invoke(inner)
 
     def words(self, ctx: click.Context) -> list[str]:
-        """Return our command and its arguments; raise UsageError for an unusable flag."""
+        """Return the jaxllama command and its arguments for the other program's flags.
+
+        Raises UsageError for a flag that cannot be translated or would have no effect.
+        """
         given = given_flags(ctx, self.origin.flags)
         for flag in self.origin.flags:
             if flag.instead is not None and flag.key in given:
@@ -119,7 +125,10 @@ def their_option(flag: TheirFlag) -> click.Option:
 
 
 def given_flags(ctx: click.Context, flags: tuple[TheirFlag, ...]) -> Mapping[str, str]:
-    """Return the long names of the flags on the command line, by the flags' keys."""
+    """Return those of `flags` that are on the command line: the long name of each, by its key.
+
+    `flags` are all flags of another program.
+    """
     return {
         each.key: each.names[-1]
         for each in flags

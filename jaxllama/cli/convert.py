@@ -90,7 +90,10 @@ def by_block(errors: Sequence[WeightError]) -> list[tuple[str, float]]:
 
 
 def block_of(path: str) -> str:
-    """Return the name of the transformer block that a weight is in, or else of its module."""
+    """Return the name of a weight's transformer block, such as "blocks.3", or else of its module.
+
+    `path` is the weight's parameter path.
+    """
     first, second, *_ = path.split(".")
     return f"{first}.{second}" if first == "blocks" else first
 

@@ -40,7 +40,7 @@ class DeployCommand(ServeCommand):
 
     @cached_property
     def settings(self) -> list[click.Option]:
-        """The options for settings."""
+        """The options for the server's settings, without those that replicas cannot have."""
         return [each for each in super().settings if each.name not in OF_ONE_SERVER]
 
 

@@ -90,7 +90,10 @@ def command(  # noqa: PLR0913 - an argument per option
 
 
 def record(llm: LLM, prompt: str, **knobs: object) -> Recording:
-    """Continue a prompt and return a recording with the logits of every generated token."""
+    """Continue a prompt and return a recording with the logits of every generated token.
+
+    `knobs` are the parameters of the request.
+    """
     request, tail = llm.intake.completion(prompt, knobs)
     check_recordable(request)
     stream = llm.streams.open((request, tail))
@@ -102,9 +105,9 @@ def record(llm: LLM, prompt: str, **knobs: object) -> Recording:
 
 
 def parse(text: str) -> dict[str, object]:
-    """Parse `top_p=0.9,min_p=0` into knobs; raise InvalidParameter for a bad or repeated item.
+    """Parse `top_p=0.9,min_p=0` to a mapping; raise InvalidParameter for a bad or repeated item.
 
-    A comma separates knobs only before KNOB=: an expression may contain commas.
+    A comma ends a value only if KNOB= follows: a value that is an expression may contain commas.
     """
     changes: dict[str, object] = {}
     for item in filter(None, BETWEEN_KNOBS.split(text)):

@@ -30,7 +30,10 @@ class Figures:
         self.seconds += usage.seconds
 
     def lines(self, context: int) -> Iterator[str]:
-        """Yield lines about the last answer, the session and its context, of `context` tokens."""
+        """Yield lines of text about the last answer, all answers, and the use of the context.
+
+        `context` is the size of the context window in tokens.
+        """
         last = self.last
         if last is None:
             yield "no answer yet"

@@ -39,7 +39,7 @@ class GenerateCommand(GenerationCommand):
     """The command, with one slot for each beam."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Raise the number of slots to the number of beams, then run the command."""
+        """Increase the number of slots to the number of beams, then run the command."""
         need_slots(ctx, ctx.params["beams"] or 1)
         return super().invoke(ctx)
 

@@ -127,8 +127,8 @@ def command(
 def describe_fit(chip: Chip, memory: Mapping[str, Any]) -> dict[str, Any]:
     """Return whether a model fits into a chip: its memory, the slots that fit, the fastest step.
 
-    `memory` comes from `describe_memory`. The fastest decode step is the time that reading the
-    weights takes, in milliseconds.
+    `memory` has the model's bytes by purpose, as `describe_memory` returns them. The fastest decode
+    step is the time that reading the weights takes, in milliseconds.
     """
     room = int(USABLE * chip.memory)
     slot = (memory["cache"] + memory["draft_cache"]) // memory["slots"]
@@ -171,7 +171,10 @@ def describe_text(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def describe_sampling(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the knobs recommended by the model's maker, used where a request sets none."""
+    """Return the request parameters that the model's maker recommends, with their values.
+
+    They are used where a request sets none. `path` is the model's file or folder.
+    """
     specs = catalogue(load_plugins(SAMPLERS, Sampler).loaded)
     return sampling_defaults_of("auto", path, checkpoint, specs)
 
@@ -195,10 +198,10 @@ def describe_programs(
     engine: EngineConfig,
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """Return the key and folder of the compiled programs, and for each whether it is on disk.
+    """Return the cache key and folder of the compiled programs, and which of them are on disk.
 
-    `draft` is the draft model, if any. The key follows from all arguments: the weights are read,
-    because their layout is a part of it.
+    The key identifies the model with these settings. All weights are read, because the key depends
+    on their layout in memory. `draft` is the draft model, None without one.
     """
     params = placed_weights(checkpoint, engine, None, draft)[1]
     samplers = load_plugins(SAMPLERS, Sampler).loaded

@@ -40,9 +40,10 @@ SIZES = (
 def describe_memory(
     checkpoint: Checkpoint, engine: EngineConfig, draft: Checkpoint | None = None
 ) -> dict[str, Any]:
-    """Return the settings, and the bytes on the device: of weights, cache ..., and in total.
+    """Return the bytes on the device: of weights, of the KV cache and so on, and in total.
 
-    `draft` is the draft model, None without one.
+    The result also has the settings that they depend on, such as the number of slots. `draft` is
+    the draft model, None without one.
     """
     weights = weight_bytes(checkpoint, engine)
     cache = cache_bytes(checkpoint.config, engine)
@@ -108,9 +109,9 @@ def groups_of(checkpoint: Checkpoint, engine: EngineConfig) -> list[tuple[str, .
 
 
 def preparation_of(checkpoint: Checkpoint, engine: EngineConfig) -> Preparation:
-    """Return a `Preparation` for these settings: it lays out the weights that it is given.
+    """Return the object that lays out weights in memory for these settings, without any weight.
 
-    None is given here; it is only asked which layers it lays out together.
+    The caller adds weights to it, or asks which layers it lays out together.
     """
     config = checkpoint.config
     mesh = make_mesh(engine, config)
@@ -137,10 +138,11 @@ class WeightSample:
 
 
 def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping[str, Leaf]) -> int:
-    """Return the bytes of a group of weights on the device, from a part of each weight.
+    """Return the bytes of a group of weights on the device, estimated from a part of each weight.
 
     `members` are the weights of the group by path. Every weight is cut into the same number of
-    equal shares, of which one is laid out in memory; its bytes are multiplied.
+    equal shares. One share of each is laid out in memory, and its bytes are multiplied by the
+    number of shares.
     """
     preparation = preparation_of(checkpoint, engine)
     has_copies = copies_of_heads(checkpoint.config, engine.model_parallel) > 1
@@ -160,8 +162,8 @@ def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping
 def share_of(members: Mapping[str, Leaf]) -> int:
     """Return the number of equal shares into which the outputs of every weight can be cut.
 
-    A share consists of whole blocks of TILE outputs. `members` are the weights by path. 1: they
-    cannot be cut.
+    A share consists of whole blocks of TILE outputs. The result is 1 if the weights cannot be cut.
+    `members` are the weights by path.
     """
     outputs = [outputs_of(path, leaf) for path, leaf in members.items()]
     is_vector = all(len(leaf.shape) == 1 for leaf in members.values())
@@ -205,9 +207,10 @@ def adapter_bytes(config: ModelConfig, engine: EngineConfig) -> int:
 
 
 def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """Return the bytes in float32 of the largest matrix that is unpacked at use; 0 if none is.
+    """Return the float32 bytes of the largest packed (quantized) matrix that is unpacked at use.
 
-    Plain XLA unpacks one matrix at a time.
+    0 if no matrix is packed, or if the kernels multiply by packed ones. Plain XLA unpacks one
+    matrix at a time.
     """
     if not engine.packed or body_named(engine.kernels).keeps_packed:
         return 0

@@ -63,12 +63,12 @@ class GenerationCommand(ModelCommand):
 
     @cached_property
     def specs(self) -> dict[str, KnobSpec]:
-        """The knobs of all installed samplers, by name."""
+        """The knobs (request parameters) of all installed samplers, by name."""
         return catalogue(load_plugins(SAMPLERS, Sampler).loaded)
 
     @cached_property
     def presets(self) -> dict[str, type[Preset]]:
-        """All installed presets, by name."""
+        """All installed presets, named sets of request parameters, by name."""
         return load_plugins(PRESETS, Preset).loaded
 
     @cached_property
@@ -83,9 +83,9 @@ class GenerationCommand(ModelCommand):
         return [*super().get_params(ctx), *self.knob_options]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Move the knobs (request parameters) into the mapping `knobs`.
+        """Move the knobs (request parameters) into the mapping `knobs`, then run the command.
 
-        Raises for wrong ones before a model is loaded.
+        Raises InvalidParameter for a wrong knob before a model is loaded.
         """
         knobs = gather(ctx.params, CORE) | gather(ctx.params, KNOB)
         adapters = adapters_by_name(ctx.params.get(f"{LOAD}lora") or ())
@@ -98,7 +98,10 @@ class GenerationCommand(ModelCommand):
         return super().invoke(ctx)
 
     def check(self, knobs: Mapping[str, object]) -> None:
-        """Raise InvalidParameter for an unknown knob or preset, or a value out of bounds."""
+        """Raise InvalidParameter for an unknown request parameter or preset, or a bad value.
+
+        `knobs` are the values of the request parameters, by name.
+        """
         check_knobs(knobs, self.specs)
         preset = knobs.get("preset")
         if preset is not None and preset not in self.presets:
@@ -106,17 +109,17 @@ class GenerationCommand(ModelCommand):
 
 
 def need_slots(ctx: click.Context, count: int) -> None:
-    """Raise the option for the number of slots to at least `count`, unless the user gave it."""
+    """Increase the value of the option --slots to at least `count`, unless the user gave it."""
     given, name = ctx.params.get("load_slots"), "load_slots"
     if given is not None and ctx.get_parameter_source(name) is ParameterSource.DEFAULT:
         ctx.params[name] = max(given, count)
 
 
 def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
-    """Convert the text of a knob to a value, as the knob's option does, without checking bounds.
+    """Convert the text of a request parameter to a value of its type, without checking bounds.
 
-    `specs` are the knobs of the installed samplers, by name. Raises InvalidParameter for an unknown
-    `name`.
+    Text of another type is kept as it is. `specs` are the parameters of the installed samplers, by
+    name. Raises InvalidParameter for an unknown `name`.
     """
     if name in LIMITS:
         limit = LIMITS[name]
@@ -172,9 +175,9 @@ def gather(params: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def section(option: click.Option) -> str:
-    """Return the prefix of an option's parameter, such as `load_`: each has a section of --help.
+    """Return the prefix of an option's parameter name, such as `load_`; "" if it has none.
 
-    "" for the command's own options.
+    The options with one prefix form a section of --help.
     """
     name = option.name or ""
     return next((each for each in (LOAD, CORE, KNOB) if name.startswith(each)), "")
@@ -382,7 +385,10 @@ def loading_options(slots: int | None) -> list[click.Option]:
 
 
 def per_body(setting: str) -> str:
-    """Return the default of a setting as text; where it differs, one for each kind of kernels."""
+    """Return the default of an engine setting as text, for --help.
+
+    If the default depends on the kernels, the text has the default of each kind of kernels.
+    """
     defaults = {name: f"{getattr(body, setting):g}" for name, body in BODIES.items()}
     if len(set(defaults.values())) == 1:
         return next(iter(defaults.values()))
@@ -456,7 +462,7 @@ class LongText(click.ParamType):  # type: ignore[type-arg]
         self.name = "TEXT|@FILE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the text, read from the file if the value names one."""
+        """Return the text of the option; if it is @FILE, the text in that file."""
         del param, ctx
         return text_or_file(value, f"--{self.knob.replace('_', '-')}")
 

@@ -96,7 +96,7 @@ def summary(kind: type) -> str:
 def accepts(knob: Mapping[str, Any]) -> str:
     """Return in words the values that a sampler's parameter accepts.
 
-    `knob` describes it, as `describe_knob` returns it.
+    `knob` describes the parameter: a JSON object with its type, bounds and so on.
     """
     if knob["text"]:
         return f"text; at most {knob['text']['longest']} characters"
@@ -113,12 +113,12 @@ def accepts(knob: Mapping[str, Any]) -> str:
 
 
 def settings_text(knobs: Mapping[str, object]) -> str:
-    """Return the knobs that a preset sets as text, such as "top_p 0.9, min_p 0"."""
+    """Return as text the values that a preset sets, such as "top_p 0.9, min_p 0"."""
     return ", ".join(f"{name} {value}" for name, value in knobs.items())
 
 
 def as_markdown(samplers: Mapping[str, type[Sampler]]) -> str:
-    """Return a Markdown table of every knob of every sampler, in running order."""
+    """Return a Markdown table of the knobs (parameters) of all samplers, in running order."""
     lines = ["| sampler | knob | accepts | when not given | |", "|---|---|---|---|---|"]
     for name, kind in in_order(samplers):
         first = name
@@ -159,7 +159,10 @@ def running_order(name: str, kind: type[Sampler]) -> tuple[int, int, str]:
 
 
 def default_text(knob: Mapping[str, Any]) -> str:
-    """Return as text the value that a knob has if a request does not set it."""
+    """Return as text the value that a sampler's parameter has if a request does not set it.
+
+    `knob` describes the parameter: a JSON object with its type, bounds and so on.
+    """
     return "nothing" if knob["width"] is not None or knob["text"] else str(knob["off"]).lower()
 
 
@@ -199,7 +202,10 @@ def listing(found: Mapping[str, Any]) -> dict[str, list[IndentedLines]]:
 
 
 def lines_of_sampler(name: str, sampler: Mapping[str, Any]) -> IndentedLines:
-    """Return the lines about one sampler: its purpose, then two lines for each knob."""
+    """Return the lines about one sampler: its purpose, then two lines for each parameter.
+
+    `sampler` is its description as a JSON object. The result has (indentation, line) pairs.
+    """
     lines = [(1, f"{name} ({sampler['kind']}): {sampler['help']}")]
     for knob, spec in sampler["knobs"].items():
         lines += [

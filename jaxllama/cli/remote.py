@@ -58,11 +58,12 @@ class RemoteModel:
     def answers(
         self, kind: str, items: Iterable[tuple[Any, Mapping[str, Any]]], on_error: OnError
     ) -> Iterator[tuple[int, Fields]]:
-        """Ask the server for each (content, knobs); yield (position, fields) as answers arrive.
+        """Ask the server to answer each item; yield (position in `items`, fields of the answer).
 
-        At most `concurrency` requests run at a time, and an item is taken only when its request may
-        start. `kind` says whether contents are prompts or messages; `on_error` is called with the
-        position and error of an item that fails.
+        An item is a pair (content, knobs); knobs are request parameters. `kind` is "prompt" or
+        "messages", the form of all contents. At most `concurrency` requests run at a time, and an
+        item is taken only when its request may start. Answers are yielded as they arrive;
+        `on_error` is called with the position and the error of an item that fails.
         """
         running: dict[Future[Fields], int] = {}
         numbered = enumerate(items)
@@ -99,7 +100,7 @@ class RemoteModel:
     def _ask(self, kind: str, content: Any, knobs: Mapping[str, Any]) -> Fields:
         """Send one request, again while the server is full, and return the answer's fields.
 
-        `knobs` are those of the request; `kind` says whether `content` is a prompt or messages.
+        `knobs` are the request's parameters; `kind` says whether `content` is a prompt or messages.
         Runs on a thread of the pool.
         """
         body = body_of(kind, content, knobs, self.model)
@@ -129,9 +130,9 @@ class RemoteModel:
     ) -> tuple[int, Mapping[str, str], bytes]:
         """POST a body to a route of the server and return status, headers and body.
 
-        If the connection fails, returns status 503, so that the caller tries again: only if the
-        server has answered an earlier request and the time `deadline`, of `time.monotonic`, has not
-        passed. Otherwise raises ConfigError.
+        If the connection fails, returns status 503, so that the caller tries again. Raises
+        ConfigError instead if the server has not answered any request yet, or if the time
+        `deadline`, of `time.monotonic`, has passed.
         """
         connection = connect(self.url)
         with self._lock:
@@ -187,9 +188,10 @@ def connect(url: SplitResult) -> http.client.HTTPConnection:
 
 
 def body_of(kind: str, content: Any, knobs: Mapping[str, Any], model: str | None) -> bytes:
-    """Return the JSON body of a request to OpenAI's API; knobs become fields of their own.
+    """Return the JSON body of a request to OpenAI's API.
 
-    `kind` is the name of the field for `content`; `model` None: no model is named.
+    `kind`, "prompt" or "messages", is the name of the field for `content`. Each of the `knobs`
+    (request parameters) is a field, too. `model` None: the body names no model.
     """
     fields = {kind: content, **knobs}
     if model is not None:
@@ -245,7 +247,8 @@ def seconds_to_wait(retry_after: str | None, tries: int) -> float:
 def fields_of(kind: str, raw: bytes) -> Fields:
     """Parse a response into the fields of an answer: text, finish_reason, usage and more if given.
 
-    Raises GenerationFailed if the body is no response of OpenAI's API.
+    `kind` says whether the request had a prompt or messages; `raw` is the body of the response.
+    Raises GenerationFailed if that is no response of OpenAI's API.
     """
     try:
         body = json.loads(raw)

@@ -146,9 +146,10 @@ def command(
 
 
 def with_model(name: str | None, loading: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `LLM.load` with the model of the command's argument, if it is given.
+    """Return the arguments of `LLM.load`, with the model called `name` if that is given.
 
-    Raises UsageError if an option names another one.
+    `name` is the command's argument; `loading` has the arguments that options set. Raises
+    UsageError if an option names another model.
     """
     if name is not None and loading.get("model", name) != name:
         raise click.UsageError(
@@ -158,7 +159,10 @@ def with_model(name: str | None, loading: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_from(options: Mapping[str, Any], api_key_file: Path | None) -> Settings:
-    """Make settings of the values of their options, and of the API keys in a file."""
+    """Return the server's settings, from the values of their options.
+
+    The API keys in the environment variable and in the file are added.
+    """
     given = dict(options)
     bounds = Bounds(**{each.name: given.pop(each.name) for each in dataclasses.fields(Bounds)})
     given["api_keys"] = (*given["api_keys"], *keys_from(api_key_file))
@@ -167,7 +171,7 @@ def settings_from(options: Mapping[str, Any], api_key_file: Path | None) -> Sett
 
 
 def warn_if_open(settings: Settings) -> None:
-    """Log a warning if clients of other machines need no key."""
+    """Log a warning if clients on other machines may use the server without an API key."""
     if not (settings.is_loopback or settings.api_keys):
         logger.warning(
             "every client that can reach %s may use this server; require a key with --api-key",
@@ -277,11 +281,11 @@ def service_of(
     *,
     publisher: BlockPublisher | None = None,
 ) -> GenerationService:
-    """Return a service that, once started, loads a model with the arguments `loading`.
+    """Return a service that loads a model when it is started.
 
-    They are those of `LLM.load`. `entry` is the model's entry in a models file, with its names;
-    None: the names follow from the model's files. `publisher` publishes the model's block events;
-    None: nobody does.
+    `loading` holds the arguments of `LLM.load`. `entry` is the model's entry in a models file, with
+    its names; None: the names follow from the model's files. `publisher` publishes events about the
+    model's KV-cache blocks; None: they are not published.
     """
     startup = Startup(logger.info, keeps_programs=loading.get("compile_cache", True))
 
@@ -393,7 +397,7 @@ def give_memory_back() -> None:
 
 
 def open_publisher(settings: Settings) -> BlockPublisher | None:
-    """Open the ZeroMQ socket that publishes block events; return None if no address is set."""
+    """Open the ZeroMQ socket for events about KV-cache blocks; return None if no address is set."""
     if settings.kv_events is None:
         return None
     topic, replay = settings.kv_events_topic, settings.kv_events_replay
@@ -439,10 +443,10 @@ def other_names(model: str | None, path: Path | None, own: str) -> frozenset[str
 
 
 def keys_from(file: Path | None) -> Iterator[str]:
-    """Yield the API keys in the environment variable, then those in the file.
+    """Yield the API keys in the variable JAXLLAMA_API_KEYS, then those in the file.
 
-    Unlike the command line, these are not visible to every user of the machine. Raises ConfigError
-    if one of them is set but holds no key.
+    Unlike the command line, both can be hidden from other users of the machine. Raises ConfigError
+    if the variable is set, or the file given, but has no key in it.
     """
     given = os.environ.get(KEYS_VARIABLE)
     if given is not None:

@@ -38,10 +38,10 @@ class Compiler:
         self._held = 0  # estimated bytes of the cached constraints
 
     def compile(self, form: AnswerGrammar) -> CompiledConstraint:
-        """Return the compiled constraint of a form, from the cache if it is there.
+        """Return the compiled constraint for an answer's grammar, from the cache if it is there.
 
-        May take seconds and be called from any thread. Raises InvalidParameter with the error in
-        the grammar.
+        Any thread may call this; it may take seconds. Raises InvalidParameter if the grammar has an
+        error, or takes too much time or memory to compile.
         """
         grammar = form.grammar
         with self._lock:
@@ -57,7 +57,7 @@ class Compiler:
         return compiled
 
     def knows(self, form: AnswerGrammar) -> bool:
-        """Say whether the constraint of a form is in the cache, so that it costs no work."""
+        """Say whether the compiled constraint for an answer's grammar is in the cache."""
         with self._lock:
             return form.grammar in self._kept
 
@@ -89,7 +89,11 @@ class Compiler:
         )
 
     def _try(self, form: AnswerGrammar) -> None:
-        """Compile the grammar `form` in another process, which is killed if it takes too much."""
+        """Compile a grammar in another process, to find errors and excessive costs.
+
+        Raises InvalidParameter for an error in the grammar, or if compiling takes too much time or
+        memory.
+        """
         try:
             complaint = self._workers.ask(lambda worker: worker.complaint(form.grammar))
         except TooCostly as error:
@@ -115,14 +119,14 @@ class Compiler:
 
 
 def cost(grammar: str) -> int:
-    """Return an estimate of the bytes that a compiled grammar occupies."""
+    """Return an estimate of the bytes that a grammar, given as text, occupies when compiled."""
     return FIXED_COST + COST * len(grammar)
 
 
 def refuse_complaint(form: AnswerGrammar, complaint: str) -> None:
     """Raise InvalidParameter if `complaint`, llguidance's error in a grammar, is not "".
 
-    `form` is the request's form that the grammar comes from; the error names its field.
+    `form` holds the grammar and the name of its request field, which the error has.
     """
     if complaint.startswith("panic"):
         complaint = "it is more than the compiler can take"

@@ -78,8 +78,8 @@ class AnswerFollower:
     def allowed(self, wait: float = 0.0) -> bytes | None:
         """Return the mask of allowed next tokens, one bit each; None if it is not ready in time.
 
-        Once one mask of this answer took longer than QUICK_SECONDS, a thread computes them, and
-        this method waits for it at most `wait` seconds.
+        Once a mask of this answer has taken longer than QUICK_SECONDS, another thread computes all
+        further masks, and this method waits at most `wait` seconds for that thread.
         """
         if self._mask is None:
             if self._is_quick:

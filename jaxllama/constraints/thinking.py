@@ -31,7 +31,7 @@ class ThinkFirst:
     vocab: int
 
     def start(self) -> "ThinkingFollower":
-        """Return the state of the constraint at the start of an answer's thoughts."""
+        """Return the state of the constraint for a new answer, which begins with thinking."""
         return ThinkingFollower(self)
 
 
@@ -68,7 +68,8 @@ class ThinkingFollower:
     def allowed(self, wait: float = 0.0) -> bytes | None:
         """Return the mask of allowed next tokens; None if it is not ready after `wait` seconds.
 
-        Inside the thoughts all tokens are allowed, but no end token if a constraint follows them.
+        While the model thinks, all tokens are allowed; if the text after that is constrained, all
+        but the end tokens.
         """
         match self._phase:
             case ThinkingPhase.THINKING:

@@ -37,9 +37,10 @@ class AnswerGrammar:
 
 
 def read_form(fields: Mapping[str, Any]) -> AnswerGrammar | None:
-    """Return the form that a request's fields set for the answer, as a grammar; None if none.
+    """Return the grammar that a request sets for its answer; None if it sets none.
 
-    Raises InvalidParameter if the form is malformed, or if several fields set one.
+    `fields` are the request's fields; one of them, such as `json_schema` or `regex`, may set the
+    grammar. Raises InvalidParameter if several do, or if the value is malformed.
     """
     given = [name for name in FIELDS if fields.get(name) not in (None, False, ())]
     if not given:

@@ -60,9 +60,10 @@ class GrammarWorker:
         return self._process.poll() is None
 
     def complaint(self, grammar: str) -> str:
-        """Return llguidance's error in a grammar, "" if it is sound.
+        """Return llguidance's error in a grammar, "" if it has none.
 
-        Raises TooCostly if compiling takes too much, WorkerDied if the process has ended.
+        Raises TooCostly if compiling takes too much time or memory, WorkerDied if the process has
+        ended.
         """
         return str(self._ask({"grammar": grammar}, WALL_SECONDS)["complaint"])
 
@@ -101,8 +102,8 @@ class GrammarWorker:
 def serve(source: BinaryIO, target: BinaryIO) -> None:
     """Run the worker process: try each grammar that arrives in `source`, answer to `target`.
 
-    Ends when `source` is closed. Each grammar is tried in a fork, so that after a grammar that
-    exceeds a limit the next one need not wait until the vocabulary is read again.
+    Ends when `source` is closed. Each grammar is tried in a fork: if the grammar exceeds a limit,
+    only the fork ends, and the vocabulary need not be read again.
     """
     tokenizer = TokenBytes.from_json(json.loads(source.readline())).tokenizer()
     write(target, {"complaint": ""})

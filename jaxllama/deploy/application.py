@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def slots(self) -> int:
-        """Slots of one replica."""
+        """Return the number of slots of one replica, the requests that it can run at a time."""
         return int(self.loading.get("slots") or EngineConfig.slots)
 
 
@@ -188,10 +188,10 @@ def scale(least: int, most: int, target: float) -> dict[str, Any]:
 
 
 def deploy(plan: Plan, address: str | None) -> None:
-    """Run an application until a signal, then let its requests finish and end it.
+    """Deploy replicas as `plan` says, and run until a signal; then let open requests finish.
 
-    `address` is that of a Ray cluster; None: RAY_ADDRESS, or one on this machine that ends with
-    this program. Raises ConfigError if the replicas cannot be started.
+    `address` is that of a Ray cluster; None: the one in RAY_ADDRESS, or else a cluster on this
+    machine that ends with this program. Raises ConfigError if the replicas cannot be started.
     """
     connect(address)
     settings, stop = plan.settings, threading.Event()
@@ -242,5 +242,5 @@ def http_options(settings: Settings) -> dict[str, Any]:
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a text that says something."""
+    """Return the last non-blank line of a text; "" if it has none."""
     return next((each.strip() for each in reversed(text.splitlines()) if each.strip()), "")

@@ -83,7 +83,7 @@ class ClientStream:
     async def write(self, data: bytes, *, is_last: bool = False) -> None:
         """Send bytes of the body; waits while the client reads slowly.
 
-        `is_last`: no others follow.
+        `is_last`: the body ends after these bytes.
         """
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
 
@@ -223,9 +223,9 @@ class Gateway:
     async def _ask(self, parcel: Parcel, asked: set[str], out: ClientStream) -> WholeAnswer | None:
         """Ask one replica; send a stream as it comes and return None, or return the whole answer.
 
-        `parcel` is the request, which also says whom not to ask; `out` is the response to its
-        client. Raises ReplicaLost if the replica ends before its answer does, after adding its name
-        to `asked`.
+        `parcel` is the request, with the names of replicas to avoid; `out` is the response to its
+        client. If the replica ends before its answer does, its name is added to `asked` and
+        ReplicaLost is raised.
         """
         replica = ""
         try:
@@ -250,9 +250,10 @@ class Gateway:
             raise ReplicaLost from error
 
     async def _first(self, parts: AsyncIterator[Part]) -> str:
-        """Return the name of the replica that accepted a request; NotReady if none does in time.
+        """Return the name of the replica that accepted a request.
 
-        It comes first among `parts`, those of the answer.
+        The name comes first in `parts`, the parts of the answer. Raises NotReady if no replica
+        accepts the request in time.
         """
         try:
             async with asyncio.timeout(self._wait_seconds):
@@ -265,9 +266,9 @@ class Gateway:
         return first.replica
 
     async def _measure(self, parcel: Parcel, out: ClientStream) -> None:
-        """Send the metrics of all replicas, each with its name as a label, and our own.
+        """Send the metrics of all replicas, each with its name as a label, and the gateway's own.
 
-        `parcel` is the request for them, `out` the response to its client.
+        `parcel` is the client's request for the metrics, `out` the response to it.
         """
         texts: dict[str, str] = {}
         while True:
@@ -328,7 +329,7 @@ class Gateway:
 
 
 def may_differ(status: int, count: int) -> bool:
-    """Say whether another replica may answer better than `count` replicas that gave this status."""
+    """Say whether to ask another replica after `count` replicas answered with this HTTP status."""
     return status == NOT_FOUND or (status in REFUSALS and count < MOST_REFUSALS)
 
 
@@ -356,9 +357,9 @@ def target_of(scope: Mapping[str, Any]) -> str:
 
 
 def decode(parcel: Parcel, body: bytes) -> Any:
-    """Return the decoded JSON `body` of a request, for routing; None for one that is not read.
+    """Return the decoded JSON `body` of a request, for routing; None if it cannot be used for that.
 
-    A body is not read if it is no JSON or large, or if `parcel`, the request, is no POST.
+    It cannot if it is empty, large or no JSON, or if `parcel`, the request, is no POST.
     """
     if not body or len(body) > MOST_READ or parcel.method != "POST":
         return None
@@ -396,7 +397,10 @@ async def left(receive: Receive) -> None:
 
 
 async def bytes_of(parts: AsyncIterator[Part]) -> AsyncIterator[bytes]:
-    """Yield the parts of an answer after its head."""
+    """Yield the body of an answer in pieces.
+
+    `parts` are the parts of the answer that follow its status and headers.
+    """
     async for each in parts:
         assert isinstance(each, bytes)
         yield each

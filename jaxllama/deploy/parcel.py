@@ -38,7 +38,7 @@ class Head:
 
     @property
     def is_stream(self) -> bool:
-        """Say whether the length of the body is not known before its end."""
+        """Say whether the body is a stream, to be sent to the client as it comes."""
         return bool(self.last_words)
 
 

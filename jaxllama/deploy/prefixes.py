@@ -23,9 +23,10 @@ FIELDS = (
 
 
 def blocks_of(body: Any) -> tuple[int, ...]:
-    """Return the blocks of the prompt in a decoded JSON body, each hashed with all before it.
+    """Return a hash of each block of the prompt in a decoded JSON body.
 
-    () for a body without a prompt, or with one of less than one block.
+    A block has BLOCK characters; its hash covers all blocks before it, too. The result is () if the
+    body has no prompt, or one that is shorter than a block.
     """
     if not isinstance(body, dict):
         return ()
@@ -95,9 +96,10 @@ def rank(
 ) -> list[str]:
     """Return the replicas in the order in which to ask them for a request.
 
-    `loads` are their open requests, `matched` the blocks of the prompt that each has seen. A
-    replica with over `spread` more open requests than the least busy one comes after all others,
-    whatever it has seen; those to `avoid` come last.
+    `loads` are the numbers of their open requests; `matched` says how many blocks of the prompt
+    each has seen. Replicas that have seen more blocks come first, then those with fewer open
+    requests. A replica with over `spread` more open requests than the least busy one comes after
+    all others, whatever it has seen; those to `avoid` come last.
     """
     least = min(loads.values(), default=0)
 

@@ -37,7 +37,10 @@ class Replica:
     def __init__(
         self, name: str, models: ServedModels, settings: Settings, dialects: Sequence[Dialect]
     ) -> None:
-        """Make the server; `name` distinguishes this replica from the others."""
+        """Make the server of a replica; `name` distinguishes it from other replicas.
+
+        `dialects` are the HTTP APIs to serve.
+        """
         self.name = name
         self._folder = Path(tempfile.mkdtemp(prefix="jaxllama-"))  # open to this user alone
         socket = str(self._folder / "http")
@@ -51,7 +54,7 @@ class Replica:
         )
 
     async def start(self) -> None:
-        """Start the server and wait until the model is ready; raises what kept it from loading."""
+        """Start the server and wait until the model is ready; raise the error if loading fails."""
         models = self._server.models
         await self._server.start()
         waits = [asyncio.ensure_future(each.wait()) for each in (models.ready, models.failed)]

@@ -17,7 +17,11 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc] # Ray is not read by my
     """Chooses the replica that saw most of a prompt, unless others have much less to do."""
 
     def initialize_state(self, spread: int) -> None:
-        """Remember no prompt yet; `spread` is the number of open requests that is much less."""
+        """Set up the router, which has seen no prompt yet.
+
+        A replica with over `spread` more open requests than the least busy one is asked only after
+        the others, even if it has seen more of the prompt.
+        """
         self._prefixes, self._spread = PrefixMap(), spread
 
     async def choose_replicas(

@@ -90,10 +90,10 @@ class Batch:
     ) -> StepOutput:
         """Send a call that draws up to `steps` tokens for every active row; do not wait for it.
 
-        Returns its output, whose arrays are still being computed. `allowed`: a bit mask of tokens
-        for each row, None if all are allowed. `forced`: the ForcedTokens that come
-        first, None if there are none. `lean`: all rows use common samplers only. `adapted`: some
-        row has an adapter.
+        Returns the call's output, whose arrays are still being computed. `allowed`: a bit mask of
+        tokens for each row, None if all are allowed. `forced`: the tokens of each row that come
+        first because its constraint allows no others (ForcedTokens as one array), None if there are
+        none. `lean`: all rows use common samplers only. `adapted`: some row has an adapter.
         """
         adapter = loaded(self.adapters).blocks if adapted else None
         self._state, output = self.programs.decode(
@@ -142,9 +142,10 @@ class Batch:
     ) -> Peek:
         """Run known tokens through the model; return target log-probabilities and all logits.
 
-        `pairs` [2, R] holds R token ids, written to the cache from column `start` on, and for each
-        the target token whose log-probability after it is requested. `last` is the index of the
-        last id that counts; the ids after it are padding. `use` is the adapter, None for none.
+        `pairs` [2, R]: R token ids, which go to the slot's cache from column `start` on, then for
+        each of them its target, the next token whose log-probability is requested. `last` is the
+        index of the last id that counts; the ids after it are padding. `use` is the adapter, None
+        for none.
         """
         numbers = (np.int32(slot), pairs, np.int32(start), np.int32(last))
         self._state, found = self.programs.peek(self._state, *numbers, self._adapter(use))

@@ -101,11 +101,18 @@ class Blueprints:
         self.whole = NamedSharding(mesh, PartitionSpec())
 
     def called(self, name: str) -> tuple[Any, ...]:
-        """Return shape, type and sharding of each argument of a program, flattened as in a call."""
+        """Return shape, type and sharding of each argument of the program `name`.
+
+        Arguments are flattened as in a call.
+        """
         return tuple(map(self._as_called, self._arguments(name)))
 
     def outputs(self, name: str) -> Any:
-        """Return the sharding of each result of a program; all but the state are replicated."""
+        """Return the sharding of each result of the program `name`.
+
+        The decode state and the arrays of adapters may be split over devices; every other result is
+        replicated.
+        """
         leaf: Any = self.whole
         lean = output_of(leaf)
         output = lean._replace(drafted=leaf if self.engine.draft_tokens else None)
@@ -269,7 +276,7 @@ def leaves_of(tree: Any) -> StateLeaves:
 
 
 def output_of(leaf: Any) -> StepOutput:
-    """Return a StepOutput with `leaf` in place of every array, such as a sharding."""
+    """Return a StepOutput with `leaf`, such as a sharding, in place of every array."""
     return StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
 
 

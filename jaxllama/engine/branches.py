@@ -63,10 +63,11 @@ def build_tree(continuations: Iterable[Continuation], shared: int) -> Node:
 
 
 def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
-    """Cut the tree of tokens into runs of at most RUN tokens of one branch, and yield these.
+    """Cut the tree of all continuations into runs of tokens, and yield the runs.
 
-    The order is depth first, parents before their children. `root` stands for the prefix and has no
-    token; `shared` is the cache column of the first token after it.
+    A run is at most RUN consecutive tokens of one branch; parents come before their children (depth
+    first). `root` stands for the prefix that all continuations share and has no token; `shared` is
+    the length of this prefix, so it is the cache column of the first token after it.
     """
     stack = [(node, token, shared) for token, node in reversed(root.children.items())]
     while stack:
@@ -95,10 +96,10 @@ def split_targets(run: TokenRun) -> Iterator[TokenRun]:
 
 
 def group_runs(runs: Iterable[TokenRun], most: int) -> Iterator[list[TokenRun]]:
-    """Group runs, in order, into calls of at most `most` runs, TARGET_ROWS rows and PAIRS targets.
+    """Group runs of tokens, in order, into lists, each for one call of the device.
 
-    A run is up to RUN tokens; a target is a token whose log-probability is requested after a token
-    of the run, and a row is such a token of the run.
+    A target is a token whose log-probability is requested. A call takes at most `most` runs. These
+    have at most PAIRS targets, which come after at most TARGET_ROWS different tokens of the runs.
     """
     call: list[TokenRun] = []
     rows = pairs = 0

@@ -148,7 +148,8 @@ class CachedBlocks:
     def _replace(self, number: int, path: Sequence[TokenBlock], adapter: AdapterKey) -> None:
         """Update the counts for slot `number`, which now has the blocks in `path`.
 
-        `path` lists the blocks from the beginning of the slot's tokens on; `adapter` computed them.
+        `path` lists the blocks from the beginning of the slot's tokens on. `adapter` is the key of
+        the adapter with which they were computed, None for none.
         """
         blocks, same = self._blocks[number], common_blocks(self._paths[number], path)
         for each in blocks[same:]:

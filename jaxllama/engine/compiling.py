@@ -145,7 +145,10 @@ def allow_compilations() -> None:
 
 
 def refuse_compilation(event: str, duration_secs: float, **_: str | int) -> None:
-    """Raise CompiledLate if the JAX monitoring event `event` reports a compilation."""
+    """Raise CompiledLate if the JAX monitoring event `event` reports a compilation.
+
+    `duration_secs` is the time that the compilation took; other arguments are ignored.
+    """
     if event == COMPILATION:
         raise CompiledLate(
             f"something was compiled after the start, in {duration_secs:.2f} s; expected that "

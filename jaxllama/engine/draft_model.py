@@ -48,7 +48,10 @@ class Drafting(NamedTuple):
 
 
 def empty_draft_cache(engine: EngineConfig, spare: int) -> DraftCache | None:
-    """Make a cache without any token and with `spare` more columns; None without a draft model."""
+    """Return an empty KV cache for the draft model; None if there is no draft model.
+
+    Each slot has `spare` extra columns at its end.
+    """
     if engine.draft_model is None:
         return None
     layers = empty_cache(engine.draft_model, engine, spare)
@@ -58,9 +61,10 @@ def empty_draft_cache(engine: EngineConfig, spare: int) -> DraftCache | None:
 def after_new_tokens(
     cache: DraftCache, slot: Array, before: Int32[Array, " T"], after: RowTokens
 ) -> DraftCache:
-    """Return the cache after the tokens of a slot changed from `before` to `after`.
+    """Return the draft model's cache after a slot's tokens changed from `before` to `after`.
 
-    Only the columns of the tokens that both begin with still count. `after` has one row.
+    Only the columns of the prefix that both have in common stay valid. `after` is one row, without
+    the slot axis.
     """
     differs = before != after.ids
     same = jnp.where(jnp.any(differs), jnp.argmax(differs), differs.shape[0]).astype(jnp.int32)
@@ -68,7 +72,11 @@ def after_new_tokens(
 
 
 def after_copy(cache: DraftCache, source: Array, target: Array, count: Array) -> DraftCache:
-    """Return the cache after the first `count` columns of slot `source` were copied to `target`."""
+    """Note that the first `count` columns of slot `source` were copied to slot `target`.
+
+    Returns the cache in which `target` has as many valid columns as were copied. The columns
+    themselves have been copied already.
+    """
     copied = jnp.minimum(cache.filled[source], count)
     return cache._replace(filled=cache.filled.at[target].set(copied))
 
@@ -99,9 +107,10 @@ class DraftModel:
     """Drafts tokens with a smaller model, the likeliest one at each place."""
 
     def __init__(self, config: ModelConfig, engine: EngineConfig, tile: int, cost: float) -> None:
-        """Draft with the model `config`; prompts are computed `tile` tokens at a time.
+        """Prepare to draft with the model `config`; prompts are computed `tile` tokens at a time.
 
-        `cost` is the time of one of its steps, relative to a step of the model that checks.
+        `cost` is the time of a step of this model, relative to a step of the model that it drafts
+        for.
         """
         self.config, self.cost = config, cost
         self._most, self._tile = engine.draft_tokens, tile
@@ -110,10 +119,11 @@ class DraftModel:
     def draft(
         self, params: Tree, cache: DraftCache, rows: RowTokens, wanted: Int32[Array, " S"]
     ) -> Drafting:
-        """Draft `wanted` tokens for each row, 0: none; return them with the new cache.
+        """Draft `wanted` tokens for each row (0: none); return the drafts and the new cache.
 
-        A row that lacks many columns drafts nothing until it has caught up, one row and one tile of
-        its tokens in each step. `params` are the weights of the model and of this one.
+        `rows` has the tokens of each row; `params` are the weights of both models. A row with many
+        tokens that are not in the cache yet drafts nothing. Each call computes at most one tile of
+        such tokens, for one row.
         """
         params = split_weights(params)[1]
         room = self.config.max_context - rows.last
@@ -125,7 +135,11 @@ class DraftModel:
     def _catch_up(
         self, params: Tree, cache: DraftCache, rows: RowTokens, wants: Array
     ) -> DraftCache:
-        """Compute columns of the first row that lacks many; `wants` marks the rows that draft."""
+        """Compute missing columns of the draft model's cache for one row, at most one tile.
+
+        This is the first row in the mask `wants` that lacks more than NEAR columns; nothing is
+        computed if there is none. `rows` has the tokens of each row.
+        """
         behind = wants & (rows.last - cache.filled > NEAR)
         slot = jnp.argmax(behind).astype(jnp.int32)
 
@@ -144,7 +158,11 @@ class DraftModel:
     def _extend(
         self, params: Tree, cache: DraftCache, rows: RowTokens, wanted: Int32[Array, " S"]
     ) -> Drafting:
-        """Draft `wanted` tokens for each row, which lacks few columns if that is above 0."""
+        """Draft `wanted` tokens for each row (0: none); return the drafts and the new cache.
+
+        `rows` has the tokens of each row. A row that drafts may lack a few columns of the cache,
+        which are computed first.
+        """
         model = model_of(self.config, params, self._body.name)
         every, most = jnp.arange(wanted.shape[0]), self._most
 
@@ -167,5 +185,8 @@ class DraftModel:
         return lax.while_loop(more, one, Drafting(cache, tokens, jnp.zeros_like(wanted)))
 
     def _known(self, tokens: Array) -> Array:
-        """Return the tokens with ids in the vocabulary; the tables of two models may differ."""
+        """Return the token ids clipped to the draft model's vocabulary.
+
+        The model that it drafts for may have more tokens.
+        """
         return jnp.clip(tokens, 0, self.config.vocab_size - 1)

@@ -68,14 +68,14 @@ def find_drafts(
 def worth_checking(
     trust: Float[Array, " S"], match: Int32[Array, " S"], least: Float[Array, ""], most: int
 ) -> Int32[Array, " S"]:
-    """Return how many drafted tokens of each row are likely enough to be drawn.
+    """Return how many drafted tokens of each row are likely enough to be drawn, at most `most`.
 
-    `trust` is each row's share of accepted drafted tokens so far, `match` the length in tokens of
-    the match that the draft was found by (SHORTEST with a draft model). The chance of the n-th
-    token is the n-th power of the trust, and must be at least `least`; each token of `match` beyond
-    SHORTEST first multiplies what the trust lacks to 1 by DOUBT. A row whose drafts are never
-    accepted drafts only after a long match. A row with a trust of 1 drafts `most` tokens after any
-    match.
+    `trust` is each row's share of accepted drafted tokens so far. `match` is the length in tokens
+    of the match that the draft was found by (SHORTEST with a draft model; less: no draft). The
+    chance of the n-th token is trust ** n, and must be at least `least`. If the match is longer
+    than SHORTEST, 1 - trust is first multiplied by DOUBT for each further token. So a row whose
+    drafts are never accepted drafts only after a long match. A row with a trust of 1 drafts `most`
+    tokens after any match.
     """
     doubt = (1.0 - trust) * DOUBT ** (match - SHORTEST).astype(jnp.float32)
     chance = (1.0 - doubt)[:, None] ** jnp.arange(1, most + 1)
@@ -106,8 +106,9 @@ def least_chance(
 
     `row_cost` is the time of one more row, relative to a step with one row. `draft_cost` is the
     time of a step of the draft model with one row, relative to one of the model; 0: drafts are
-    looked up. `drafting` rows share it. A draft pays if it adds more to the tokens of a step than
-    to its time; MARGIN covers other costs of a step with drafts.
+    looked up. `drafting` is the number of rows that share a step of the draft model. A draft pays
+    if it adds more to the tokens of a step than to its time; MARGIN covers other costs of a step
+    with drafts.
     """
     share = draft_cost * (1.0 + row_cost * (drafting - 1.0)) / drafting
     least: Array = MARGIN * (row_cost + share) * rows / (1.0 + row_cost * (rows - 1.0))

@@ -94,7 +94,10 @@ class TextEncoder:
         self._seconds: dict[int, float] = {}  # of one block, as last measured, by size of tile
 
     def warm_up(self, progress: Progress | None = None) -> None:
-        """Compile or load the programs of every size; afterwards `traces` does not change."""
+        """Compile or load the programs of every size; afterwards nothing is traced any more.
+
+        `progress` is called with (what, done, total) meanwhile.
+        """
         report = progress or (lambda *_: None)
         wanted = [(name, size) for size in self.sizes for name in PROGRAMS]
         for done, (name, size) in enumerate(wanted):
@@ -138,8 +141,8 @@ class TextEncoder:
     def _blocks_at_a_time(self, size: int) -> int:
         """Return how many transformer blocks to compute in one piece of about PIECE_SECONDS.
 
-        `size` is the number of tokens of the tile, the batch of texts. It is 1 before a block was
-        timed for this size.
+        `size` is the number of tokens of the tile, the batch of texts. Returns 1 as long as no
+        block was timed for this size.
         """
         seconds = self._seconds.get(size)
         return max(1, int(PIECE_SECONDS / seconds)) if seconds else 1
@@ -173,7 +176,10 @@ class TextEncoder:
     # Compiling.
 
     def _arguments(self, name: str, size: int) -> tuple[Any, ...]:
-        """Return shapes and types of the arguments of a program for tiles of `size` tokens."""
+        """Return shapes and types of the arguments of a program for tiles of `size` tokens.
+
+        A tile is a batch of texts. `name` is the program: "begin", "block" or "end".
+        """
         config = self.config
         rows = self._abstract((3, size), jnp.int32)
         x = self._abstract((size, config.width))
@@ -237,8 +243,8 @@ def pack(lengths: Sequence[int], sizes: Sequence[int]) -> list[PackedTexts]:
     """Distribute texts over tiles, the longest first, each to the first tile that has room.
 
     A tile is a batch of texts for one call. `lengths` are the texts' tokens, `sizes` the tiles'
-    possible sizes in tokens, ascending. A new tile has the smallest size that holds the
-    text, or, if that is more, all texts that are left, but at most USUAL tokens.
+    possible sizes in tokens, ascending. A new tile has the smallest size with room for all texts
+    that are left, or for USUAL tokens if that is less; but its first text always fits.
     """
     tiles: list[PackedTexts] = []
     rest = sum(lengths)

@@ -497,7 +497,11 @@ class Engine:
             self._emit_all(each, guided=False)
 
     def _note_given(self) -> None:
-        """Note as cached the tokens that the call just sent computes besides the pending ones."""
+        """Note as cached the forced tokens that the decode call just sent computes.
+
+        A forced token is the only one that the constraint allows. These tokens were emitted without
+        being drawn.
+        """
         if not self._keeps_answers:
             return
         for owner in self._guides.given:
@@ -508,7 +512,8 @@ class Engine:
     def _skip_forced(self, generation: Generation) -> None:
         """Emit the forced tokens of a running generation at once, where that is faster.
 
-        The row then goes back to prefill.
+        A forced token is the only one that the constraint allows. The row then goes back to
+        prefill, which computes them.
         """
         if self._guides.skip(generation, rows=self.slots.claimed):
             self._running[generation.slot] = None

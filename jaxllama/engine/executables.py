@@ -58,8 +58,8 @@ class Executables:
     def load(self, name: str, trees: tuple[Any, Any], devices: Sequence[Any]) -> Any | None:
         """Load one compiled program; return None if its file is missing, damaged or not private.
 
-        `trees` are the pytree structures of its arguments and results, which the file does not
-        decide. `devices` are those on which it runs.
+        `trees` are the pytree structures of the program's arguments and of its results; they are
+        not read from the file. `devices` are those on which the program runs.
         """
         try:
             payload = read_own(self._path(name), MAGIC)

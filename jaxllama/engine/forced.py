@@ -36,9 +36,9 @@ class StepInput(NamedTuple):
 
 
 def nothing_forced(slots: int, most: int) -> Int32[np.ndarray, "2 S N"] | None:
-    """Return the arrays of ForcedTokens for up to `most` tokens of each slot, without any token.
+    """Return ForcedTokens without any token, as one array with room for `most` in each slot.
 
-    Returns None if `most` is 0.
+    All entries are NO_TOKEN. Returns None if `most` is 0.
     """
     return np.full((len(ForcedTokens._fields), slots, most), NO_TOKEN, np.int32) if most else None
 
@@ -47,10 +47,11 @@ def nothing_forced(slots: int, most: int) -> Int32[np.ndarray, "2 S N"] | None:
 def masks_at(
     place: Int32[Array, ""], allowed: UInt32[Array, "S W"], drawn: Int32[Array, "S N"]
 ) -> UInt32[Array, "S W"]:
-    """Return the mask of allowed tokens of every row at one place of a step.
+    """Return each row's mask of allowed tokens for the token at index `place` of a step.
 
-    At the places of its tokens in `drawn` a row may draw these alone, at other places those of
-    `allowed`, which has a bit per token.
+    `drawn` has the forced tokens of each row, by index in the step, padded with NO_TOKEN. Where a
+    row has a forced token, only this one is allowed. Elsewhere the row's mask is that in `allowed`,
+    which has a bit per token.
     """
     token = drawn[:, jnp.minimum(place, drawn.shape[1] - 1)][:, None]
     is_forced = (token != NO_TOKEN) & (place < drawn.shape[1])
@@ -63,9 +64,12 @@ def masks_at(
 def input_of(
     state: DecodeState, active: Bool[Array, " S"], given: Int32[Array, "S N"]
 ) -> StepInput:
-    """Return the pending token of every row, and the given ones of the active rows.
+    """Return the tokens that a step computes in any case: pending ones and forced ones.
 
-    A guidance row, which decodes the negative prompt of a request, has those of the row it guides.
+    The pending token of a row is its newest one, which is not in the cache yet. `given` has the
+    tokens that come after it without being drawn, because the constraint of the row allows no
+    others; only those of rows in the mask `active` count. A guidance row, which decodes the
+    negative prompt of a request, gets the forced tokens of the row that it guides.
     """
     own = given[state.speaker]
     is_there = active[:, None] & (own != NO_TOKEN)
@@ -74,7 +78,11 @@ def input_of(
 
 
 def after_given(state: DecodeState, fed: StepInput) -> DecodeState:
-    """Return the state in which the last of the given tokens of each row is the pending one."""
+    """Return the state after the forced tokens in `fed` were appended to their rows.
+
+    The last of them becomes the pending token of its row: the newest one, which is not in the cache
+    yet. Rows without forced tokens stay as they are.
+    """
     slots, most = fed.given.shape
     index = jnp.arange(most)
     is_there = index < fed.length[:, None]

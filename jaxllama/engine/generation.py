@@ -94,9 +94,10 @@ class Generation:
         )
 
     def rewind(self, *, redraw: bool) -> None:
-        """Return to the phase WAITING after a fault; with `redraw`, draw all emitted tokens again.
+        """Return to the phase WAITING after a fault.
 
-        Tokens drawn again are not emitted a second time.
+        With `redraw`, all emitted tokens are dropped and drawn again, but not emitted a second
+        time. Without it they are kept, and prefilled after the prompt.
         """
         self.phase, self.slot = Phase.WAITING, -1
         self.source = self.follows = self.guidance = self.stored = None

@@ -19,10 +19,10 @@ class Guide:
     def __init__(
         self, constraint: TokenConstraint, places: int = 1, *, is_drawn: bool = False
     ) -> None:
-        """Start at the first token of an answer.
+        """Begin to follow one answer through `constraint`, before its first token.
 
         A decode step computes at most `places` tokens of the answer. `is_drawn` says whether forced
-        tokens have to be drawn like others.
+        tokens, the only ones that the constraint allows, still have to be drawn by the samplers.
         """
         self._follower = constraint.start()
         self.is_drawn = is_drawn
@@ -39,7 +39,10 @@ class Guide:
 
     @property
     def is_ending(self) -> bool:
-        """Say whether the answer is complete after the forced tokens that come next."""
+        """Say whether the answer is complete after the forced tokens that come next.
+
+        A forced token is the only one that the constraint allows.
+        """
         return self._follower.done
 
     def advance(self, token: int) -> None:
@@ -55,7 +58,8 @@ class Guide:
     def allow(self, row: np.ndarray, most: int = 0) -> Sequence[int] | None:
         """Return up to `most` forced tokens that come next; write the mask after them into `row`.
 
-        `row` is one of `Rows.allowed`; `most` is less than the places of a step. Returns None, and
+        A forced token is the only one that the constraint allows. `row` has a bit per token of the
+        vocabulary; `most` is less than the number of tokens that a step computes. Returns None, and
         sets no bit, if nothing is forced and the constraint still computes the mask. Raises
         ValueError if no token is allowed.
         """

@@ -73,8 +73,9 @@ class Guides:
 
         `running` has the generation of each row, None for none. A row whose mask is still being
         computed gets no allowed token, nor does the row of its negative prompt: both skip the step,
-        and `waiting` lists the generation. Forced tokens that need not be drawn are emitted, and
-        `given` lists their generations. A generation whose guide fails is ended.
+        and the attribute `waiting` lists the generation. Forced tokens, the only ones that a
+        constraint allows, are emitted if they need not be drawn, and the attribute `given` lists
+        their generations. A generation whose constraint fails is ended.
         """
         masks = Masks(
             every_token(self._slots, self._bank.vocab), nothing_forced(self._slots, self._most)
@@ -100,7 +101,11 @@ class Guides:
         return masks
 
     def _give(self, generation: Generation, guide: Guide, tokens: Sequence[int]) -> None:
-        """Emit forced tokens that the next step computes; list the generation unless it ends."""
+        """Emit forced tokens that the next step computes; add the generation to `given`.
+
+        Forced tokens are the only ones that the constraint of `guide` allows. The generation is not
+        added if it ends at one of them.
+        """
         for token in tokens:
             if not generation.is_over:
                 self._emit(generation, token)
@@ -109,7 +114,11 @@ class Guides:
             self.given.append(generation)
 
     def _is_drawn(self, request: GenerationRequest) -> bool:
-        """Say whether forced tokens are drawn: for log-probabilities, or samplers with a state."""
+        """Say whether the samplers have to draw even the forced tokens of a request.
+
+        A forced token is the only one that the constraint allows. It has to be drawn if the request
+        asks for log-probabilities, or if one of its samplers keeps state.
+        """
         return request.top_logprobs is not None or self._bank.remembers(request.knobs)
 
     def wait(self) -> None:
@@ -132,17 +141,19 @@ class Guides:
     def skip(self, generation: Generation, *, rows: int) -> bool:
         """Emit the forced tokens that come next at once, if there are enough of them.
 
-        Returns True if they were emitted and then have to be prefilled. The more `rows` share a
-        decode step, the cheaper is a token in a step.
+        A forced token is the only one that the constraint allows. Returns True if they were emitted
+        and then have to be prefilled. The more `rows` share a decode step, the cheaper is a token
+        in a step, so the more forced tokens are needed.
         """
         guide = generation.guide
         return guide is not None and self._skip(generation, guide, shortest=self._shortest(rows))
 
     def _shortest(self, rows: int) -> float:
-        """Return how many forced tokens are worth a prompt tile while `rows` share a decode step.
+        """Return how many forced tokens of a row are worth prefilling instead of decoding.
 
-        Steps that compute several forced tokens of a row are slower only for long runs of a row
-        that is alone, or nearly so: then more of them are needed than there are rows.
+        A forced token is the only one that the constraint allows. `rows` is the number of rows that
+        share a decode step. If a step computes several forced tokens of a row, prefill is faster
+        only for many tokens and at most FEW_ROWS rows; with more rows the result is infinity.
         """
         if not self._most:
             return max(2, rows * self._tile // ROWS_A_TOKEN)
@@ -152,9 +163,9 @@ class Guides:
         """Emit all forced tokens at once; return True if the row then has to be prefilled.
 
         A forced token is the only one that the constraint `guide` allows. Returns False, and emits
-        nothing, if each token has to be drawn, or if there are fewer than `shortest`. Where prefill
-        gives other bits, tokens are emitted only if the answer ends with them. Also returns False
-        if the answer has ended.
+        nothing, if each token has to be drawn, or if there are fewer than `shortest`. If prefill
+        rounds differently from decode steps, or the request has a negative prompt, tokens are
+        emitted only if the answer ends with them. Also returns False if the answer has ended.
         """
         if generation.is_over or generation.replayed or guide.is_drawn:
             return False

@@ -93,7 +93,7 @@ class Pipeline(Programs):
 
     @property
     def traces(self) -> Counter[str]:
-        """Count how often each program was traced, by the name of its part."""
+        """Count how often each compiled program was traced; the keys are "PROGRAM.STAGE"."""
         return Counter(
             {
                 self._part(name, stage): count
@@ -113,7 +113,10 @@ class Pipeline(Programs):
         return [device for each in self.stages for device in each.mesh.devices.flat]
 
     def parts(self, name: str) -> tuple[str, ...]:
-        """Return the names of the compiled programs of all stages that make up `name`."""
+        """Return the names of the compiled programs that make up the program `name`.
+
+        These are programs of all stages, or only of the last one; their names are "PROGRAM.STAGE".
+        """
         return parts_of(name, len(self.stages))
 
     def delete(self, state: StateLeaves) -> None:
@@ -169,9 +172,9 @@ class Pipeline(Programs):
         """Draw `steps` tokens for every active row; return the next state and the tokens.
 
         `allowed` has a mask of tokens for each row, None if all are allowed. `lean`: all rows use
-        common samplers only, so the lean program may run if the whole one is not compiled yet.
-        `adapter` and `forced` are None: stages have no adapters and no speculation. Rows that end
-        do not shorten the call: their further steps cost only the sending.
+        common samplers only, so a program with these alone may run instead of the one with all
+        samplers. `adapter` and `forced` are None: stages have no adapters and no speculation. Rows
+        that end do not shorten the call: their further steps cost only the sending.
         """
         del adapter, forced  # `EngineConfig` has none with stages
         mask = self._every_token if allowed is None else place(allowed, self.blueprints.whole)
@@ -236,9 +239,10 @@ class Pipeline(Programs):
     ) -> Any:
         """Return the next state and a Peek: log-probabilities of the targets, and all logits.
 
-        `pairs` [2, R] has R token ids and the target after each; `last` is the index of the last id
-        that counts. Keys and values go to the slot's cache from column `start` on. `adapter` is
-        None: stages have no adapters.
+        `pairs` [2, R] has R token ids, then for each of them its target, the next token whose
+        log-probability is requested. `last` is the index of the last id that counts. Keys and
+        values go to the slot's cache from column `start` on. `adapter` is None: stages have no
+        adapters.
         """
         del adapter  # `EngineConfig` has none with stages
         ids, targets = pairs
@@ -248,10 +252,10 @@ class Pipeline(Programs):
     def weigh(
         self, state: StateLeaves, slot: Any, runs: Runs, adapter: StateLeaves | None = None
     ) -> Any:
-        """Return the next state, and the log-probabilities of the target tokens of short runs.
+        """Return the next state, and the log-probabilities of targets after short runs of tokens.
 
-        `runs` holds the tokens, their cache columns and the targets. `adapter` is None: stages have
-        no adapters.
+        `runs` holds the tokens, their cache columns, and the targets: tokens whose log-probability
+        is requested, each after a token of a run. `adapter` is None: stages have no adapters.
         """
         del adapter  # `EngineConfig` has none with stages
         passed, hidden = self._pass(RUNS, state, slot, runs.ids, runs.places)
@@ -276,23 +280,35 @@ class Pipeline(Programs):
         return self.compiled(self._part(name, stage))
 
     def _described(self, part: str) -> tuple[Blueprints, str]:
-        """Return the blueprints that have a part of a program, and its name in them."""
+        """Return the blueprints of a program's stage, and the program's name in these blueprints.
+
+        `part` is the name of the compiled program, "PROGRAM.STAGE".
+        """
         name, _, stage = part.rpartition(".")
         return self.stages[int(stage)], name
 
     def _everywhere(self, name: str, state: StateLeaves, *given: Any) -> tuple[Any, ...]:
-        """Run a program of every stage on its own state; return the results."""
+        """Run the program `name` of every stage on the stage's own state; return the results.
+
+        `given` are further arguments, the same for every stage.
+        """
         states = StageStates(*state)
         every = enumerate((*states.early, states.last))
         return tuple(self._program(name, stage)(own, *given) for stage, own in every)
 
     def _with_caches(self, name: str, state: StateLeaves, *given: Any) -> StateLeaves:
-        """Return the states after a program of every stage, which changes its cache alone."""
+        """Run the program `name`, which changes only the KV cache, on every stage.
+
+        `given` are further arguments, the same for every stage. Returns the next states.
+        """
         *early, last = self._everywhere(name, state, *given)
         return StageStates(*state)._replace(early=tuple(early), last=last)
 
     def _with_rows(self, name: str, state: StateLeaves, *given: Any) -> StateLeaves:
-        """Return the states after a program of the last stage that changes which rows decode."""
+        """Run the program `name`, which changes which rows decode, on the last stage.
+
+        `given` are its further arguments. Returns the next states of all stages.
+        """
         states = StageStates(*state)
         last = self._program(name, self.last)(states.last, *given)
         return states._replace(last=last, fed=())
@@ -300,10 +316,10 @@ class Pipeline(Programs):
     def _pass(
         self, name: str, state: StateLeaves, slot: Any, x: Any, *given: Any
     ) -> tuple[StageStates, Any]:
-        """Run a program of prompts on all stages but the last.
+        """Run the program `name`, which computes tokens of a prompt, on all stages but the last.
 
-        `x` are the tokens. Returns the next states, and the hidden states on the devices of the
-        last stage.
+        `x` are the tokens of `slot`, `given` are further arguments. Returns the next states, and
+        the hidden states on the devices of the last stage.
         """
         states, early = StageStates(*state), []
         for stage, before in enumerate(states.early):
@@ -314,7 +330,10 @@ class Pipeline(Programs):
         return states._replace(early=tuple(early)), x
 
     def _end(self, name: str, states: StageStates, *given: Any) -> tuple[StageStates, Any]:
-        """Run a program of the last stage; return the next states and its other result."""
+        """Run the program `name` of the last stage; return the next states and its other result.
+
+        `states` are those of all stages, `given` are further arguments of the program.
+        """
         run = self._program(name, self.last)
         last, found = run(self._weights_of[-1], states.last, *given)
         return states._replace(last=last), found
@@ -322,8 +341,8 @@ class Pipeline(Programs):
     def _pass_step(self, early: list[StateLeaves], fed: Fed) -> Any:
         """Compute a step of one microbatch on all stages but the last.
 
-        `early` has the states of these stages, which are replaced. Returns the hidden states on the
-        devices of the last stage.
+        `early` has the states of these stages, which are replaced in the list. `fed` is the input
+        of the first stage. Returns the hidden states on the devices of the last stage.
         """
         x = fed.x
         for stage, own in enumerate(early):

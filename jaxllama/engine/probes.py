@@ -79,12 +79,12 @@ class Probes:
     def weigh(
         self, continuations: Sequence[Continuation], *, adapter: AdapterUse | None = None
     ) -> InSteps[list[np.ndarray]]:
-        """Compute the log-probabilities of the weighed tokens of each continuation.
+        """Compute the log-probabilities of the last tokens of each continuation.
 
-        A generator: yields how many tokens each call computed, and returns one array per
-        continuation. A continuation is token ids and the index, at least 1, of the first token to
-        weigh. A prefix that several continuations share is computed once: this method is for many
-        short continuations of one long prefix. `adapter` None: the model alone.
+        A continuation is (token ids, index of the first token whose log-probability is requested);
+        the index is at least 1. A generator: yields how many tokens each call computed, and returns
+        one array per continuation. A prefix that several continuations share is computed once: this
+        method is for many short continuations of one long prefix. `adapter` None: the model alone.
         """
         for ids, _ in continuations:
             self._config.check_length(len(ids), 0)
@@ -248,9 +248,11 @@ class Probes:
         shared: int,
         adapter: AdapterUse | None,
     ) -> InSteps[list[np.ndarray]]:
-        """Prefill the first `shared` tokens, which all continuations have, then weigh the rest.
+        """Prefill the first `shared` tokens, which all continuations have, then compute the rest.
 
-        Returns the log-probabilities of the weighed tokens, one array per continuation.
+        A continuation is (token ids, index of the first token whose log-probability is requested).
+        Yields how many tokens each call computed. Returns the requested log-probabilities, one
+        array per continuation.
         """
         yield from self._fill(slot, continuations[0][0], shared, adapter)
         found = [np.zeros(len(ids) - start, np.float32) for ids, start in continuations]
@@ -294,7 +296,10 @@ class Probes:
             yield self._prompts.send(slot, ids, len(cached), end, adapter)
 
     def _arguments(self, call: Sequence[TokenRun]) -> Runs:
-        """Convert the runs of one call to the padded arrays that the `weigh` program takes."""
+        """Convert the runs of tokens of one call to the padded arrays of a Runs.
+
+        The program `weigh` takes a Runs; it computes log-probabilities of tokens after such runs.
+        """
         count = self._batch.programs.runs
         ids, places = np.zeros((count, RUN), np.int32), np.zeros((2, count), np.int32)
         pairs = np.zeros((2, PAIRS), np.int32)

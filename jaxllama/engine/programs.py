@@ -134,7 +134,7 @@ class Programs:
         self._nothing_forced = None if nothing is None else place(nothing, whole)
 
     def lean_serves(self, request: GenerationRequest, used: Set[str]) -> bool:
-        """Say whether the program `decode_lean` can serve this request.
+        """Say whether `decode_lean`, the program with common samplers only, can serve a request.
 
         `used` are the names of the samplers that act in the request.
         """
@@ -245,7 +245,7 @@ class Programs:
         return list(dict.fromkeys(part for name in names for part in self.parts(name)))
 
     def _described(self, part: str) -> tuple[Blueprints, str]:
-        """Return the blueprints that have a part of a program, and its name in them."""
+        """Return the blueprints that describe the compiled program `part`, and its name in them."""
         return self.blueprints, part
 
     def compiled(self, name: str) -> Any:
@@ -364,10 +364,10 @@ class Programs:
         """Draw up to `steps` tokens for every active row; return the next state and the tokens.
 
         `allowed` has a mask of tokens for each row, None if all are allowed. `lean`: all rows use
-        common samplers only, so the lean program may run if the whole one is not compiled yet.
-        `adapter` has the arrays of all adapters, None: no row has one. `forced` holds the
-        ForcedTokens that come before one of `allowed`; None: there are none, as always without
-        speculation.
+        common samplers only, so a program with these alone may run instead of the one with all
+        samplers. `adapter` has the arrays of all adapters, None: no row has one. `forced` has the
+        tokens of each row that come before the one of `allowed`, because its constraint allows no
+        others (ForcedTokens as one array); None: there are none, as always without speculation.
         """
         if allowed is None:
             allowed = self._every_token
@@ -377,9 +377,10 @@ class Programs:
         return run(self._weights, state, steps, allowed, *given(adapter), *given(must))
 
     def _decoder(self, *, lean: bool) -> str:
-        """Return the name of the decode program to run, LEAN or WHOLE, for rows without adapters.
+        """Return the name of the decode program to run for rows without adapters.
 
-        `lean`: all rows use common samplers only.
+        The program LEAN has only the common samplers, WHOLE has all samplers. `lean`: all rows use
+        common samplers only.
         """
         if not (lean and self._serves_lean):
             return WHOLE
@@ -425,9 +426,10 @@ class Programs:
     ) -> Any:
         """Return the next state and a Peek: log-probabilities of the targets, and all logits.
 
-        `pairs` [2, R] has R token ids and the target after each; `last` is the index of the last id
-        that counts. Keys and values go to the slot's cache from column `start` on. `adapter` has
-        the adapter arguments of the call, None: without an adapter.
+        `pairs` [2, R] has R token ids, then for each of them its target, the next token whose
+        log-probability is requested. `last` is the index of the last id that counts. Keys and
+        values go to the slot's cache from column `start` on. `adapter` has the adapter arguments of
+        the call, None: without an adapter.
         """
         run = self.compiled(named("peek", adapter))
         return run(self._weights, state, slot, pairs, start, last, *given(adapter))
@@ -435,10 +437,11 @@ class Programs:
     def weigh(
         self, state: StateLeaves, slot: Any, runs: Runs, adapter: StateLeaves | None = None
     ) -> Any:
-        """Return the next state, and the log-probabilities of the target tokens of short runs.
+        """Return the next state, and the log-probabilities of targets after short runs of tokens.
 
-        `runs` holds the tokens, their cache columns and the targets. `adapter` has the adapter
-        arguments of the call, None: without an adapter.
+        `runs` holds the tokens, their cache columns, and the targets: tokens whose log-probability
+        is requested, each after a token of a run. `adapter` has the adapter arguments of the call,
+        None: without an adapter.
         """
         return self.compiled(named("weigh", adapter))(
             self._weights, state, slot, runs, *given(adapter)

@@ -47,10 +47,11 @@ class PromptFiles:
     """The files of the prompt cache that belong to one key, in a folder."""
 
     def __init__(self, root: Path, key: str, columns: Columns, vocab_size: int) -> None:
-        """Keep the files in a folder of `root` that belongs to `key`.
+        """Keep the files in a folder of `root` whose name is a digest of `key`.
 
-        `columns` has the shapes and types of every block's cache columns. `vocab_size` is the
-        number of tokens; files with other token ids are refused.
+        `key` stands for the model and its settings. `columns` has the shapes and types of every
+        block's cache columns. `vocab_size` is the number of tokens; files with other token ids are
+        refused.
         """
         self._root = root
         self._key = hashlib.sha256(key.encode()).digest()

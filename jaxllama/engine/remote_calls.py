@@ -46,9 +46,10 @@ def encode_call(method: str, positional: Sequence[Any], named: Mapping[str, Any]
 
 
 def as_sent(argument: Any) -> Any:
-    """Convert an argument whose type msgpack would lose: pack a RowStart, mark the others.
+    """Convert an argument of a call if msgpack would lose its type.
 
-    Other arguments come back unchanged.
+    A RowStart becomes an array of bytes; a Runs and an AdapterUse become msgpack extensions. Other
+    arguments come back unchanged.
     """
     if isinstance(argument, RowStart):
         return pack(argument)
@@ -60,9 +61,9 @@ def as_sent(argument: Any) -> Any:
 
 
 def as_extension(value: Any) -> Any:
-    """Convert a value that msgpack does not know: an array, or a number of NumPy.
+    """Convert a NumPy array to a msgpack extension, or a NumPy number to a Python number.
 
-    Raises TypeError for others.
+    Raises TypeError for other values.
     """
     if isinstance(value, np.generic):
         return value.item()
@@ -73,9 +74,9 @@ def as_extension(value: Any) -> Any:
 
 
 def from_extension(kind: int, content: memoryview) -> Any:
-    """Convert what `as_sent` or `as_extension` made back: Runs, an AdapterUse or an array.
+    """Convert a msgpack extension back to the value that was sent.
 
-    `kind` is the msgpack extension's type, `content` its bytes.
+    This is a Runs, an AdapterUse or an array. `kind` is the extension's type, `content` its bytes.
     """
     if kind == RUNS:
         return Runs(*msgspec.msgpack.decode(content, ext_hook=from_extension))

@@ -89,7 +89,10 @@ class StageBlueprints(Blueprints):
         return jax.tree.map(lambda x: self._small(x.shape, x.dtype), blank)
 
     def _given(self, count: int) -> Any:
-        """Return shape and type of what `count` rows of a prompt bring: tokens or hidden states."""
+        """Return shape and type of this stage's input for `count` tokens of a prompt.
+
+        The input of the first stage is token ids, that of other stages is hidden states.
+        """
         if self.model.reads_tokens:
             return self._small((count,))
         return self._small((count, self.model.width), jnp.float32)

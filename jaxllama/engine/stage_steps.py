@@ -48,8 +48,8 @@ class StageSteps(Steps):
     ) -> tuple[DecodeState, Float[Array, "P D"]]:
         """Compute a chunk of a slot's prompt, of which the first `count` rows are real.
 
-        `x` has its tokens or hidden states; the first one goes to column `start`. Returns the
-        hidden states after this stage.
+        `x` has the token ids (first stage) or the hidden states from the stage before; its first
+        row goes to cache column `start`. Returns the hidden states after this stage.
         """
 
         def tile(index: Array, carry: tuple[KVCache, Array]) -> tuple[KVCache, Array]:
@@ -71,7 +71,8 @@ class StageSteps(Steps):
     ) -> tuple[DecodeState, Float[Array, "R D"]]:
         """Compute a tile of known tokens of a slot, up to index `last`; return hidden states.
 
-        `x` has the tokens or hidden states; the first one goes to column `start`.
+        `x` has the token ids (first stage) or the hidden states from the stage before; its first
+        row goes to cache column `start`, and rows after `last` are padding.
         """
         model = self._model(params, for_prompts=True)
         hidden, cache = model.prompt(x, state.cache, slot, start, last + 1)
@@ -82,7 +83,8 @@ class StageSteps(Steps):
     ) -> tuple[DecodeState, Float[Array, "R D"]]:
         """Compute short runs of tokens in one slot; return hidden states.
 
-        `x` has the tokens or hidden states, `places` the first column and the length of each run.
+        `x` has the token ids (first stage) or the hidden states from the stage before; `places` has
+        the first cache column and the length of each run.
         """
         model = self._model(params, for_prompts=True)
         hidden, cache = model.branches(x, state.cache, slot, places)
@@ -93,7 +95,7 @@ class StageSteps(Steps):
     ) -> tuple[DecodeState, Float[Array, "S D"]]:
         """Compute one new token of every row of a microbatch; return hidden states.
 
-        Costs nothing if no row is active.
+        `fed` is the input of this stage. Costs nothing if no row is active.
         """
 
         def one(_: Array, carry: tuple[KVCache, Array]) -> tuple[KVCache, Array]:
@@ -125,11 +127,21 @@ class StageSteps(Steps):
         return self._blank(draw, state, allowed, self.engine.steps_per_sync)
 
     def draw(self, *arguments: Any) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
-        """End a step of a microbatch with all samplers; the arguments are those of `_end_step`."""
+        """End a step of a microbatch with all samplers: run the last layers and draw the tokens.
+
+        `arguments` are the weights, the state, the output so far, the hidden states from the stage
+        before, the index in the output, the microbatch and the masks of allowed tokens. Returns the
+        next state, and the output with the first stage's input for the next step.
+        """
         return self._end_step(self._whole, *arguments)
 
     def draw_lean(self, *arguments: Any) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
-        """End a step of a microbatch whose rows use common samplers only, as `draw` does."""
+        """End a step of a microbatch whose rows use common samplers only.
+
+        `arguments` are the weights, the state, the output so far, the hidden states from the stage
+        before, the index in the output, the microbatch and the masks of allowed tokens. Returns the
+        next state, and the output with the first stage's input for the next step.
+        """
         return self._end_step(self._lean, *arguments)
 
     def _end_step(  # noqa: PLR0913, PLR0917 - a chooser, and the arguments of a compiled program
@@ -166,7 +178,10 @@ class StageSteps(Steps):
 
 
 def microbatches(stages: int, slots: int) -> int:
-    """Return into how many microbatches the rows of a step are cut: one per stage if they can."""
+    """Return into how many microbatches the rows of a decode step are cut.
+
+    There is one per stage, but never more than slots.
+    """
     return min(stages, slots)
 
 

@@ -124,9 +124,9 @@ def row_start(
 ) -> RowStart:
     """Build the start values of a request's row.
 
-    `known` are its tokens so far, of which all but the last are in the cache. `bank` encodes its
-    knobs. With a `leader` (a slot), it is the guidance row of that slot: it decodes the negative
-    prompt of the request there. -1: this is no guidance row.
+    `known` are the request's tokens so far, of which all but the last are in the cache. `bank`
+    encodes the knobs. `leader` is -1, or for a guidance row, which decodes a negative prompt, the
+    slot of the row that it guides.
     """
     tokens = np.zeros(engine.columns, np.int32)
     tokens[: len(known)] = known

@@ -121,9 +121,10 @@ class Steps:
             self._draft_model = DraftModel(engine.draft_model, engine, self.tile, draft_cost)
 
     def _model(self, params: Tree, *, for_prompts: bool = False) -> Llama | SpreadLlama:
-        """Return the model with the weights `params`, or with weights for rows of prompts.
+        """Return the model with the weights `params`.
 
-        `for_prompts` chooses the second form, in which kernels may compute prompts another way.
+        With `for_prompts`, the weights have the form in which the kernels compute prompts, which
+        may differ from the form for decode steps.
         """
         where, (params, _) = self.where, split_weights(params)
         if for_prompts:
@@ -179,9 +180,10 @@ class Steps:
         """Draw up to `steps` tokens for every active row; stop early when no row is active.
 
         `allowed` has a bit per token for each row. A row without any allowed token skips the call:
-        its mask is still being computed. `forced` holds the ForcedTokens that come before the token
-        that `allowed` is for, None without speculation. Both are the same for all steps, so with
-        constraints the engine asks for one step.
+        its mask is still being computed. `forced` has the tokens of each row that come before the
+        one that `allowed` is for, because its constraint allows no others (ForcedTokens as one
+        array); None without speculation. Both are the same for all steps, so with constraints the
+        engine asks for one step.
         """
         return self._decode(self._whole, params, state, steps, allowed, forced)
 
@@ -194,22 +196,24 @@ class Steps:
         adapters: AdapterBlocks,
         forced: Int32[Array, "2 S N"] | None = None,
     ) -> tuple[DecodeState, StepOutput]:
-        """Decode when some row has an adapter; other rows get the same bits as from `decode`.
+        """Decode when some row has an adapter; other rows stay bit-identical to those of `decode`.
 
         Draws up to `steps` tokens for each row; `allowed` has a bit per token for each row;
-        `adapters` are the device arrays of all adapters; `forced` holds the ForcedTokens that come
-        first, None without speculation.
+        `adapters` are the device arrays of all adapters. `forced` has the tokens of each row that
+        come first because its constraint allows no others (ForcedTokens as one array), None without
+        speculation.
         """
         return self._decode(self._whole, params, state, steps, allowed, forced, adapters)
 
     def decode_lean(
         self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
     ) -> tuple[DecodeState, StepOutput]:
-        """Decode with the common samplers alone: the same bits in rows that use no others.
+        """Decode with the common samplers alone, for rows that use no others.
 
-        Draws up to `steps` tokens for each row; `allowed` has a bit per token for each row. With
-        kernels that prefer this program, no row may have guidance or log-probabilities. Drafts
-        nothing: the first program of a fresh installation has to compile fast.
+        Results are bit-identical to those of `decode`. Draws up to `steps` tokens for each row;
+        `allowed` has a bit per token for each row. With kernels that prefer this program, no row
+        may have guidance or log-probabilities. Drafts nothing: the first program of a fresh
+        installation has to compile fast.
         """
         return self._decode(self._lean, params, state, steps, allowed)
 
@@ -274,16 +278,16 @@ class Steps:
         output: StepOutput,
         room: Float[Array, "S V"],
     ) -> tuple[DecodeState, StepOutput, Float[Array, "S V"]]:
-        """Draw a token for every active row, and further ones as long as each is the drafted one.
+        """Draw a token for every active row, and further ones as long as each equals its draft.
 
         `draw` chooses tokens from logits; `allowed` has a bit per token for each row; `adapters`
         are the arrays of all adapters or None. The tokens go into `output` from index `place` on;
         `room` is memory for logits. The model computes the drafted tokens together with the pending
-        one. Each token is drawn as it would be without drafts: from logits that have the same bits,
-        with the same random numbers and the samplers' state after the token before it. The keys and
-        values of drafts that were not drawn are overwritten before they are read. Of `forced`
-        tokens, those that are drawn are drafts, and the mask of their place allows no others; those
-        that are given come before the first token that is drawn.
+        one. Each token is drawn as it would be without drafts: from bit-identical logits, with the
+        same random numbers and the samplers' state after the token before it. The keys and values
+        of drafts that were not drawn are overwritten before they are read. `forced` has the tokens
+        that constraints force: `forced.given` come before the first token that is drawn;
+        `forced.drawn` are drafts, in whose places no other token is allowed.
         """
         fed = input_of(state, active, forced.given)
         state = after_given(state, fed)
@@ -329,13 +333,14 @@ class Steps:
         drafts: Drafts,
         adapters: AdapterBlocks | None,
     ) -> tuple[DecodeState, Float[Array, "S V"]]:
-        """Compute the logits after the pending tokens, and in `draft_logits` those after drafts.
+        """Compute the logits of the next token of every active row, and those after each draft.
 
-        `before` is the state and memory for the logits; returns both with new values. `fed` are the
-        tokens before the drafts: no logits are computed before the last of them. `drafts` are the
-        drafted tokens of each row; `adapters` are the arrays of all adapters or None. A loop that
-        runs once or never is used as a branch that changes the cache in place: XLA copies what goes
-        through a conditional.
+        The latter go to `draft_logits` of the state. `before` is the state and memory for the
+        logits; returns both with new values. `fed` are the tokens that come before the drafts:
+        logits are computed only after the last of them. `drafts` are the drafted tokens of each
+        row; `adapters` are the arrays of all adapters or None. A loop that runs once or never is
+        used as a branch that changes the cache in place: XLA copies what goes through a
+        conditional.
         """
         model = self._model(params)
         assert isinstance(model, Llama)
@@ -376,11 +381,12 @@ class Steps:
     ) -> tuple[DecodeState, Int32[Array, " S"], Drafts]:
         """Draft the next tokens of every active row, as many as are likely enough to save time.
 
-        Returns the state, how many tokens of each row are guesses, and the drafts: these and the
-        tokens in `forced`. `fed` are the tokens that the step computes in any case. With a draft
-        model, tokens are looked up only after a long match; it drafts for the other rows, and the
-        returned state has its new cache. A row drafts no more tokens than it may still generate, so
-        their columns never lie beyond those of the slot.
+        Returns the state, how many tokens of each row are guesses, and the drafts: the guesses, or
+        the tokens in `forced`, which a row's constraint demands. `fed` are the tokens that the step
+        computes in any case. With a draft model, tokens are looked up only after a long match; the
+        draft model drafts for the other rows, and the returned state has its new cache. A row
+        drafts no more tokens than it may still generate, so their columns never lie beyond those of
+        the slot.
         """
         asked = active & (state.draft_limit > 0)
         left = jnp.where(asked, jnp.minimum(state.draft_limit, state.budget - 1), 0)
@@ -397,7 +403,10 @@ class Steps:
     def _looked_up(
         self, state: DecodeState, left: Int32[Array, " S"], rows: Float[Array, ""]
     ) -> Drafts:
-        """Look up at most `left` tokens for each row, in a step with `rows` rows."""
+        """Draft at most `left` tokens for each row by looking them up in the row's earlier tokens.
+
+        `rows` is the number of tokens that the step computes without these drafts.
+        """
         most = self.places - 1
         least = least_chance(self.engine.row_cost, rows)
         wants = (left > 0) & ((state.draft_trust >= 1) | (least < 1))
@@ -422,10 +431,10 @@ class Steps:
         rows: Float[Array, ""],
         found: Drafts,
     ) -> tuple[DecodeState, Drafts]:
-        """Let the draft model draft at most `left` tokens for each row that found none.
+        """Let the draft model draft at most `left` tokens for each row without drafts in `found`.
 
-        Returns the state with the new cache of the draft model, and the drafts of all rows. `rows`
-        is the number of rows in the step.
+        Returns the state with the new cache of the draft model, and the drafts of all rows, those
+        in `found` included. `rows` is the number of tokens that the step computes without drafts.
         """
         assert self._draft_model is not None and state.draft is not None
         trust, cost = state.draft_trust, self._draft_model.cost
@@ -498,8 +507,8 @@ class Steps:
     def copy(self, state: DecodeState, source: Array, target: Array, count: Array) -> DecodeState:
         """Copy the first `count` cache columns of slot `source` to slot `target`.
 
-        They are copied in whole blocks. With a draft model, its columns are copied, too, and the
-        tokens that say what they are.
+        They are copied in whole blocks. With a draft model, the columns of its cache are copied,
+        too, with the tokens that they belong to.
         """
         blocks = (count + KEY_BLOCK - 1) // KEY_BLOCK
         caches = (state.cache, None if state.draft is None else state.draft.layers)
@@ -548,9 +557,10 @@ class Steps:
     ) -> tuple[DecodeState, Peek]:
         """Run known tokens through the model; return target log-probabilities and all logits.
 
-        `pairs` holds R token ids and the target after each. `last` is the index of the last id that
-        counts; the ids after it are padding. Keys and values go to the slot's cache from column
-        `start` on. `adapter` None: the model alone.
+        `pairs` has R token ids (in the last of several stages: hidden states), then for each of
+        them its target, the next token whose log-probability is requested. `last` is the index of
+        the last id that counts; the ids after it are padding. Keys and values go to the slot's
+        cache from column `start` on. `adapter` None: the model alone.
         """
         ids, targets = pairs
         model = self._model(params, for_prompts=True)
@@ -570,10 +580,10 @@ class Steps:
         runs: Runs,
         adapter: SlotAdapter | None = None,
     ) -> tuple[DecodeState, Float[Array, " B"]]:
-        """Return the log-probabilities of the target tokens of short runs in one slot.
+        """Return the log-probabilities of targets after short runs of tokens in one slot.
 
-        `runs` holds the tokens, their cache columns and the targets. `adapter` None: the model
-        alone.
+        `runs` holds the tokens, their cache columns, and the targets: tokens whose log-probability
+        is requested, each after a token of a run. `adapter` None: the model alone.
         """
         model = self._model(params, for_prompts=True)
         adapters = of_rows(adapter, runs.ids.shape[0])
@@ -592,9 +602,10 @@ class Steps:
         start: Array,
         last: Array,
     ) -> tuple[DecodeState, Pooled]:
-        """Return the sum of the final hidden states of `ids` up to index `last`, and the last.
+        """Return the sum of the final hidden states up to index `last`, and the one at `last`.
 
-        The states are normed. Keys and values go to the slot's cache from column `start` on.
+        The states are normed. `ids` are token ids, or in the last of several stages hidden states.
+        Keys and values go to the slot's cache from column `start` on.
         """
         model = self._model(params, for_prompts=True)
         hidden, cache = model.prompt(ids, state.cache, slot, start, last + 1)
@@ -616,8 +627,8 @@ def apply_guidance(
 ) -> Float[Array, "S V"]:
     """Move the logits of each row with a guidance row away from the guidance row's logits.
 
-    A guidance row decodes the negative prompt of a request. One row at a time, in place: other rows
-    keep their bits, and without guidance rows nothing runs.
+    A guidance row decodes the negative prompt of a request. Rows are changed one at a time, in
+    place: the logits of other rows are not touched, and without guidance rows nothing runs.
     """
     guidance_rows = active & (state.leader >= 0)
     first = jnp.argsort(~guidance_rows, stable=True)
@@ -635,9 +646,9 @@ def apply_guidance(
 def adapters_of(
     blocks: AdapterBlocks | None, state: DecodeState, places: int = 1
 ) -> Adapters | None:
-    """Return which adapter each token has that the model computes, and the adapters' arrays.
+    """Return the adapter of each token that the model computes, with the arrays of all adapters.
 
-    `blocks` are these arrays; without them, return None. `state` says which adapter each row has.
+    `blocks` are these arrays; without them, returns None. `state` says which adapter each row has.
     The model computes `places` tokens per row: first one of every row, then the next of every row.
     """
     if blocks is None:

@@ -26,10 +26,10 @@ class Suspects:
         return self.alone is not None or bool(self.waiting)
 
     def judge(self, live: list[Generation]) -> tuple[list[Generation], Generation | None]:
-        """After a fault, return which requests to replay together, and the one that caused it.
+        """Return which requests to replay together after a fault, and which request caused it.
 
-        `live` are the requests in progress. The second result is None if it is not known which one
-        caused the fault. Requests with a second fault become suspects, which are replayed alone.
+        `live` are the requests in progress. The second result is None if the cause is not known. A
+        request with a second fault becomes a suspect, which is replayed later, alone.
         """
         self._drawn = 0
         for generation in live:
@@ -44,8 +44,8 @@ class Suspects:
     def excuse(self, live: list[Generation]) -> list[Generation]:
         """Return the requests to replay together after a fault that none of them caused.
 
-        `live` are the requests in progress. Suspects stay suspects; one that ran alone runs first
-        again.
+        `live` are the requests in progress. Suspects stay suspects and are not returned; a suspect
+        that ran alone is the next one to run alone.
         """
         if self.alone in live and self.alone is not None:
             self.waiting.appendleft(self.alone)
@@ -53,9 +53,10 @@ class Suspects:
         return [one for one in live if one not in self.waiting]
 
     def progressed(self, generation: Generation) -> None:
-        """Count a drawn token of the suspect that runs alone.
+        """Count a drawn token if `generation` is the suspect that runs alone.
 
-        After CLEARED_AFTER tokens it is no suspect any more.
+        After CLEARED_AFTER tokens the generation is no suspect any more. Other generations are
+        ignored.
         """
         if generation is not self.alone:
             return
@@ -64,7 +65,7 @@ class Suspects:
             self.forget(generation)
 
     def forget(self, generation: Generation) -> None:
-        """Remove a generation that has ended or is cleared from the suspects."""
+        """Remove `generation` from the suspects, as it has ended or is no longer suspected."""
         if generation in self.waiting:
             self.waiting.remove(generation)
         if generation is self.alone:

@@ -95,7 +95,7 @@ class Weight(Protocol):
         """
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Return the embedding of every token in float32; `vocab` is the number of tokens."""
+        """Return the embedding of every token in float32; `vocab` is the size of the vocabulary."""
 
 
 @runtime_checkable
@@ -386,8 +386,8 @@ class Choosing(Protocol):
         """Drop the candidates that are not in the mask `keep`, in the rows where `on` is true.
 
         If that would drop all candidates of a row, none is dropped. `best` holds the candidates; in
-        the result the kept ones are at the front and their shares are recomputed. Also returns the
-        id of the last kept candidate of each row.
+        the result the kept ones are at the front and their probabilities are recomputed. Also
+        returns the id of the last kept candidate of each row.
         """
 
     def draw(
@@ -408,18 +408,18 @@ class Choosing(Protocol):
     def logprob(
         self, logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"], /
     ) -> Float[Array, " S"]:
-        """Return the log-probability of the given token of every row in the mask `active`.
+        """Return the log-probability, at temperature 1, of one token per row: `token`.
 
-        It is that at temperature 1; the result has no meaning in other rows.
+        Only results of rows in the mask `active` have a meaning.
         """
 
     def take_held(
         self, logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"], /
     ) -> HeldTokens:
-        """Return the logits of the first `count` tokens that each row of `tokens` contains.
+        """Return the logits of the tokens that each row already contains.
 
-        `tokens` are the ids of prompt and answer, padded; the logits have the same places as the
-        ids.
+        `tokens` are the ids of each row's prompt and answer, padded after the first `count` ids.
+        The logits have the same places as the ids.
         """
 
     def put_held(
@@ -488,7 +488,8 @@ class Body:
         """Raise ConfigError if a decode step of these kernels cannot check `tokens` drafted tokens.
 
         `devices` is the number of devices. 0 tokens are always accepted; more are refused if there
-        are several devices, or if the bits of a row depend on the number of rows.
+        are several devices, or if the result of a row is not bit-identical for every number of
+        rows.
         """
         if tokens and (self.row_cost is None or devices > 1):
             raise ConfigError(

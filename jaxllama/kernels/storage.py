@@ -118,9 +118,10 @@ def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]
 
 
 def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Array) -> Side:
-    """Write a run of columns to one slot of the keys or values `side`, from `start` on.
+    """Write consecutive columns to one slot of the keys or values `side`, from `start` on.
 
-    `new` are float32 keys or values. Columns past the prompt are rewritten before any read.
+    `new` are float32 keys or values. Columns past the end of the prompt are written again before
+    they are read.
     """
     return tuple(
         write_columns(part, rearrange(each, "l k ... -> 1 k l ..."), slot, start)
@@ -145,7 +146,7 @@ def read_columns(
 def write_columns(
     part: Shaped[Array, "S K T *H"], new: Shaped[Array, "1 K L *H"], slot: Array, start: Array
 ) -> Shaped[Array, "S K T *H"]:
-    """Return the array with a run of columns of one slot, from `start` on, replaced by `new`.
+    """Return `part` with consecutive columns of one slot, from `start` on, replaced by `new`.
 
     `part` is one array of a cache layer: keys, values or scales of one of these.
     """
@@ -158,8 +159,8 @@ def write_columns(
 
 
 def place(part: Array, slot: Array, start: Array) -> tuple[Array | int, ...]:
-    """Return the index of a run's first column in a cache array, one number per axis.
+    """Return the index of column `start` of `slot` in a cache array, one number per axis.
 
-    `part` is the array, `slot` the run's slot, `start` the number of that column.
+    `part` is the array; on its other axes, the index is 0.
     """
     return (slot, 0, start, 0)[: part.ndim]

@@ -58,8 +58,8 @@ class AdaptedGroup(NamedTuple):
 def adapted_groups(config: ModelConfig) -> Iterator[AdaptedGroup]:
     """Yield the groups of weights that adapters can change, block by block.
 
-    A group is weights that multiply the same rows. They are the matrices of attention and
-    feed-forward, but not those of experts.
+    A group is weights of a block that multiply the same rows, such as those of queries, keys and
+    values. Weights of experts are in no group.
     """
     leaves = abstract_params(config)
     for block in range(config.layers):

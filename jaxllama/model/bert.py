@@ -179,9 +179,10 @@ def attend(
 
 
 def distance_classes(distance: Int[Array, "L M"], count: int) -> Int[Array, "L M"]:
-    """Return MPNet's class of each distance (key minus query): exact if near, else logarithmic.
+    """Return MPNet's relative position bucket of each distance (key minus query).
 
-    `count` is the number of classes.
+    Small distances have a bucket each; larger ones share buckets, whose sizes grow logarithmically.
+    `count` is the number of buckets.
     """
     half = count // 2
     exact = half // 2
@@ -201,22 +202,25 @@ def pool(
 ) -> Float[Array, "R D"]:
     """Pool hidden states into one vector for each of the first `texts` texts of a tile.
 
-    A tile is a batch of texts; `text` is the number of each row's text, and `config` says how to
-    pool. A vector whose number no text has is without meaning.
+    A tile is a batch of texts. `text` is the number of each row's text; the vector for a number
+    that no row has is undefined. `config` says how to pool.
     """
     found = POOLINGS[config.pooling](x, text, texts)
     return scaled_to_one(found) if config.normalizes else found
 
 
 def members(text: Int[Array, " L"], texts: int) -> Bool[Array, "R L"]:
-    """Return a mask of the rows that belong to each of the texts 0 to `texts` - 1."""
+    """Return a mask of the rows that belong to each of the texts 0 to `texts` - 1.
+
+    `text` is the number of each row's text.
+    """
     return text[None, :] == jnp.arange(texts)[:, None]
 
 
 def pool_sum(
     x: Float[Array, "L D"], text: Int[Array, " L"], texts: int, power: float
 ) -> Float[Array, "R D"]:
-    """Return the sum of each text's rows, divided by their number to the power `power`.
+    """Return the sum of each text's rows, divided by (number of its rows) ** `power`.
 
     `text` is the number of each row's text, `texts` the number of results.
     """

@@ -69,7 +69,7 @@ def read_block(cache: KVCache, slot: Array, start: Array) -> Columns:
 def write_block(cache: KVCache, columns: Columns, slot: Array, start: Array) -> KVCache:
     """Return the cache with a block of one slot, from column `start` on, replaced by `columns`.
 
-    `columns` is a block as `read_block` returns it.
+    `columns` holds the keys and values of all layers, as `read_block` returns them.
     """
     numbers = iter(columns.numbers)
     scales = iter(() if columns.scales is None else columns.scales)

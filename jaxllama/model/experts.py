@@ -55,9 +55,9 @@ class ExpertsLayer(Module):
     def apply(
         self, index: Array, x: Float[Array, "L D"], used: Bool[Array, " L"]
     ) -> Float[Array, "L D"]:
-        """Return the feed-forward of expert `index`, not weighted, for the rows of the mask `used`.
+        """Return the unweighted feed-forward of expert `index` for the rows in the mask `used`.
 
-        Other rows of the result are undefined.
+        `x` are the normed hidden states. Other rows of the result are undefined.
         """
         gate, up, down = (each.weight.value for each in (self.gate, self.up, self.down))
         inner = gate.gated(index, x, up, self.activation, used)

@@ -19,15 +19,19 @@ from jaxllama.kernels.packed import Packed, with_rows
 def copies_of_heads(model: ModelConfig, parts: int) -> int:
     """Return how often each key/value head is stored if `parts` devices share the model.
 
-    That is once for a number of devices over which the heads cannot be spread; `make_mesh` refuses
-    it.
+    With more devices than key/value heads, heads are stored several times, so that every device has
+    one. Returns 1 if that is not needed, or if the heads cannot be divided evenly.
     """
     can_copy = parts % model.kv_heads == 0 and model.heads % parts == 0
     return parts // model.kv_heads if can_copy else 1
 
 
 def with_copies(model: ModelConfig, parts: int) -> ModelConfig:
-    """Return the model's config as `parts` devices compute it: copies of heads count as heads."""
+    """Return the model's config with as many key/value heads as `parts` devices store.
+
+    With more devices than key/value heads, heads are stored several times; each copy counts as a
+    head.
+    """
     copies = copies_of_heads(model, parts)
     return model if copies == 1 else replace(model, kv_heads=model.kv_heads * copies)
 
@@ -45,9 +49,10 @@ def copied_heads(
 def copied_heads(
     value: HostMatrix | UnreadMatrix, size: int, copies: int
 ) -> HostMatrix | UnreadMatrix:
-    """Return a weight or bias of keys or values with each head in its last axis `copies` times.
+    """Return a weight or bias of keys or values with each head repeated `copies` times.
 
-    `size` is the size of a head.
+    Heads lie side by side on the last axis; `size` is the size of a head. An unread matrix stays
+    unread.
     """
     count = value.shape[-1] * copies
     if isinstance(value, UnreadMatrix):
@@ -58,9 +63,10 @@ def copied_heads(
 def read_copied(
     matrix: UnreadMatrix, size: int, copies: int, index: tuple[slice, ...] | None
 ) -> HostMatrix:
-    """Read part `index` of what `copied_heads` returns for an unread matrix; None: all of it.
+    """Read a weight of keys or values, with each head repeated `copies` times.
 
-    Of the file, only the heads are read that have copies in the part.
+    `size` is the size of a head. `index` selects a part of the result, None: all of it. Only the
+    heads that the part needs are read from the file.
     """
     if index is None:
         whole = matrix.read(None)
@@ -73,16 +79,17 @@ def read_copied(
 
 
 def sources(wanted: slice, size: int, copies: int) -> np.ndarray:
-    """Return, for each output in the range `wanted`, the output of the model that it is a copy of.
+    """Return the index in the original matrix of each output in the range `wanted`.
 
-    `size` is the size of a head, which is stored `copies` times.
+    `wanted` counts outputs of the matrix with repeated heads: each head has `size` outputs and is
+    stored `copies` times side by side.
     """
     output = np.arange(wanted.start, wanted.stop)
     return output // (size * copies) * size + output % size
 
 
 def taken(matrix: HostMatrix, outputs: np.ndarray) -> HostMatrix:
-    """Select outputs of a matrix by index; of a vector (a bias), its numbers."""
+    """Select outputs of a matrix, or numbers of a bias vector, by their indices `outputs`."""
     if not isinstance(matrix, Packed):
         return np.take(matrix, outputs, axis=-1)
     return with_rows(matrix, lambda array: np.asarray(array)[outputs])

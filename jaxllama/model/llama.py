@@ -81,9 +81,10 @@ class Llama(Module):
     ) -> tuple[Float[Array, "N S D"], KVCache]:
         """Compute the hidden states of up to N new tokens per slot, from column `position` on.
 
-        The mask `active` is true for the first tokens of a slot; the others do not change the
-        cache. `adapters` has the adapter of each row, None: no row has one. Only for kernels with a
-        `row_cost`, whose rows have the same bits in any number.
+        Returns them with the new cache. The mask `active` is true for the first tokens of a slot;
+        the others do not change the cache. `adapters` has the adapter of each row, None: no row has
+        one. Only for kernels whose result for a row is bit-identical in a batch of any size (those
+        with a `row_cost`).
         """
         count, slots = tokens.shape
         positions = position + jnp.arange(count, dtype=jnp.int32)[:, None]
@@ -113,7 +114,7 @@ class Llama(Module):
         count: Int[Array, ""] | None = None,
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute the hidden states of a run of tokens of one slot, from column `start` on.
+        """Compute the hidden states of consecutive tokens of one slot, from column `start` on.
 
         Returns them with the new cache. Only the first `count` tokens are real (None: all); the
         others are padding. `adapters` has the adapter of each row, None: no row has one.
@@ -138,11 +139,12 @@ class Llama(Module):
         places: Int[Array, "2 G"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute several runs of tokens of equal size in one slot, one after the other.
+        """Compute the hidden states of several short runs of consecutive tokens in one slot.
 
-        `tokens` holds the runs one after the other, `places` the first cache column and the real
-        length of each. A run attends to all columns before its first one, as the runs before it
-        left them: so it may continue an earlier run, or overwrite the columns of a finished one.
+        Returns them with the new cache. `tokens` holds the runs one after the other, all padded to
+        one size; `places` has the first cache column of each run, then the number of real tokens of
+        each. The runs are written to the cache in order, and each attends to all columns before its
+        first one. So a run may continue an earlier run, or overwrite the columns of a finished one.
         `adapters` None: the model alone.
         """
         starts, counts = places
@@ -194,7 +196,11 @@ class Llama(Module):
         return x, tuple(layers)
 
     def head(self, hidden: Float[Array, "L D"], active: ActiveRows = None) -> Float[Array, "L V"]:
-        """Return the logits of the token after each hidden state, in float32."""
+        """Return the logits of the token after each hidden state, in float32.
+
+        Applies the final norm first. Only the rows in the mask `active` are valid in the result
+        (None: all).
+        """
         with jax.named_scope("head"):
             if self.unembed is None:
                 logits = self.embed.scores(hidden, norm=self.final_norm, active=active)

@@ -37,7 +37,7 @@ class Leaf:
 
 
 def attention_of(body: Body, cap: float | None) -> AttentionOps:
-    """Return the attention functions of a set of kernels.
+    """Return the attention functions of the set of kernels `body`.
 
     `cap` limits the attention scores, None for no limit. Raises ConfigError if the kernels cannot
     limit them.
@@ -67,9 +67,9 @@ def abstract_params(config: ModelConfig) -> dict[str, Leaf]:
 
 
 def loading_order(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
-    """Reorder the leaves so that embedding and head come first.
+    """Reorder weights (by path) so that the embedding and the head are loaded first.
 
-    They are the largest: the memory that reading them takes is reused for the rest.
+    They are the largest: the host memory that loading them takes is reused for the others.
     """
     return dict(sorted(leaves.items(), key=lambda item: item[0].startswith("blocks.")))
 

@@ -74,13 +74,13 @@ class Preparation:
             self._lay_out(layers, self._waiting.pop(layers[0]))
 
     def tree(self) -> Tree:
-        """Return all weights as the nested tree that the programs use; all must have been added."""
+        """Return all weights as the nested tree that compiled programs take; first add them all."""
         return nest(self._ready)
 
     def group_of(self, layer: str) -> tuple[str, ...]:
-        """Return the paths of the layers whose matrices are stored together with this one's.
+        """Return the paths of the layers whose matrices are stored together with that of `layer`.
 
-        If it is stored by itself, returns `layer` alone.
+        `layer` is one of them, and the only one if its matrix is stored alone.
         """
         parent, _, name = layer.rpartition(".")
         for group in self._groups if self._body.joins else ():
@@ -89,9 +89,9 @@ class Preparation:
         return (layer,)
 
     def _lay_out(self, layers: tuple[str, ...], given: dict[str, Given]) -> None:
-        """Store weights that lie together, and of which all are there, on the devices.
+        """Store the matrices and biases of one group of layers on the devices.
 
-        `layers` are the paths of their layers, `given` the weights and biases by path.
+        `layers` are the paths of the layers, `given` all their weights and biases by path.
         """
         first = self._abstract[f"{layers[0]}.weight"]
         group = MatrixGroup(

@@ -42,9 +42,9 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
 
 
 def llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
-    """Return Llama 3's frequencies: low ones divided by `factor`, high ones kept.
+    """Return Llama 3's frequencies: low ones divided by `rope.factor`, high ones kept.
 
-    Those in between are blended; `plain` are the frequencies without this rule.
+    Frequencies in between are blended. `plain` are the frequencies before this rule.
     """
     wavelength = 2 * math.pi / plain
     low, high = rope.low_freq_factor, rope.high_freq_factor
@@ -55,9 +55,9 @@ def llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
 def yarn(rope: Rope, plain: np.ndarray, head_dim: int) -> tuple[np.ndarray, float]:
     """Return YaRN's frequencies, and the factor for cos and sin.
 
-    Pairs that turn seldom within the trained context are divided by `factor`, those that turn often
-    are kept; `plain` are the frequencies without this rule, and `head_dim` is how many numbers of a
-    head rotate.
+    Frequencies of pairs that turn seldom within the trained context are divided by `rope.factor`,
+    those of pairs that turn often are kept. `plain` are the frequencies before this rule;
+    `head_dim` is how many numbers of a head rotate.
     """
 
     def pair_with_turns(turns: float) -> float:

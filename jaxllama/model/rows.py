@@ -43,7 +43,10 @@ class MatmulRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def delta(self, x: Float[Array, "L I"], norm: NormWeight | None) -> Array | None:
-        """Return the addend to norm(x) · weight by the rows' adapters; None if no row has one."""
+        """Return what the rows' adapters add to norm(x) · weight; None if no row has an adapter.
+
+        `norm` None: x is used as it is.
+        """
         if self.group is None or self.adapters is None:
             return None
         return self.group.delta(x, norm=norm, rows=self.adapters)
@@ -57,10 +60,9 @@ class BlockRows(NamedTuple):
     adapters: AdapterRows | None = None
 
     def of(self, group: str) -> MatmulRows:
-        """Return the MatmulRows for a matmul with the weights of `group`.
+        """Return the used rows and their adapters for a matmul with the weights of `group`.
 
-        A group has the weights that multiply the same rows, such as "qkv"; adapters are kept by
-        group.
+        A group is the weights of a block that multiply the same rows, such as "qkv".
         """
         return MatmulRows(self.active, self.groups.get(group), self.adapters)
 
@@ -74,7 +76,10 @@ class RowInfo(NamedTuple):
     adapters: Adapters | None  # None: no row has one
 
     def of_block(self, index: int) -> BlockRows:
-        """Return the BlockRows for the block `index`; inactive rows have no adapter in them."""
+        """Return the used rows and their adapters for the block number `index` of the model.
+
+        Rows that are not used get no adapter.
+        """
         if self.adapters is None:
             return BlockRows(self.active)
         number, scale = self.adapters.rows

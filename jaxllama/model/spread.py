@@ -75,10 +75,11 @@ class SpreadLlama:
         count: Int[Array, ""],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute the hidden states of a run of tokens of one slot, from column `start` on.
+        """Compute the hidden states of consecutive tokens of one slot, from column `start` on.
 
-        Only the first `count` tokens are real; the others are padding. Every device computes them;
-        only the device that has the slot stores keys and values. `adapters` None: the model alone.
+        Returns them with the new cache. Only the first `count` tokens are real; the others are
+        padding. Every device computes them; only the device that has the slot stores keys and
+        values. `adapters` None: the model alone.
         """
         given = (WHOLE, CACHE, WHOLE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.prompt, given, (WHOLE, CACHE))(
@@ -94,11 +95,12 @@ class SpreadLlama:
         places: Int[Array, "2 G"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute several short runs of tokens in one slot, one after the other.
+        """Compute the hidden states of several short runs of consecutive tokens in one slot.
 
-        `tokens` holds the runs, all of one size; `places` the first cache column and the real
-        length of each. Every device computes them; only the device that has the slot stores keys
-        and values. `adapters` None: the model alone.
+        Returns them with the new cache. `tokens` holds the runs one after the other, all padded to
+        one size; `places` has the first cache column of each run, then the number of real tokens of
+        each. Every device computes them; only the device that has the slot stores keys and values.
+        `adapters` None: the model alone.
         """
         given = (WHOLE, CACHE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.branches, given, (WHOLE, CACHE))(
@@ -107,9 +109,10 @@ class SpreadLlama:
         return found
 
     def head(self, hidden: Float[Array, "L D"], active: ActiveRows = None) -> Float[Array, "L V"]:
-        """Return the logits after each hidden state, in float32.
+        """Return the logits of the token after each hidden state, in float32.
 
-        Every device computes its rows and its part of the vocabulary.
+        Only the rows in the mask `active` are valid in the result (None: all). Every device
+        computes its rows and its part of the vocabulary.
         """
         rows = "data" if hidden.shape[0] % self.engine.data_parallel == 0 else None
         matrix = self.where["embed" if self.config.tied else "unembed"]["weight"]
@@ -126,9 +129,9 @@ class SpreadLlama:
         return model_of(self.own, self.params, self.engine.kernels).final_norm
 
     def _adapters(self, adapters: Adapters | None, rows: PartitionSpec) -> Any:
-        """Return how every array of the adapters is divided over the devices; None for None.
+        """Return the partition of every array of `adapters` over the devices; None for None.
 
-        `rows` is the division of the arrays that have a number for each row.
+        `rows` is the partition of the arrays that have one number for each row.
         """
         parts: Any = rows
         return adapters and Adapters(self._adapter_parts, AdapterRows(parts, parts))

@@ -57,12 +57,12 @@ def paths_in_stages(model: ModelConfig, layers: Sequence[int]) -> dict[str, dict
 def choose_layers(
     text: str | None, stages: int, model: ModelConfig, memory: Sequence[int | None]
 ) -> tuple[int, ...]:
-    """Return the number of layers of each of `stages` stages; () for one stage.
+    """Return the number of layers of each of `stages` pipeline stages; () for one stage.
 
-    `text` is the setting: numbers of layers ("20,12"), or the memory of the stages' devices
-    ("16GB,24GB"). None: `memory` counts, the bytes that each stage's devices have, or equal parts
-    if one is not known. By memory, weights are divided in proportion to it. Raises ConfigError for
-    a division that does not fit the model.
+    `text` is the operator's setting: numbers of layers ("20,12"), or the memory of each stage's
+    devices ("16GB,24GB"). If it is None, `memory` has the bytes of each stage's devices. Weights
+    are divided in proportion to the memory, or equally if that of a stage is unknown. Raises
+    ConfigError for a setting that does not fit the model.
     """
     if stages == 1:
         if text is not None:
@@ -95,9 +95,10 @@ def choose_layers(
 
 
 def divided(model: ModelConfig, shares: Sequence[int]) -> tuple[int, ...]:
-    """Return how many layers each stage has if its weights are in proportion to its share.
+    """Divide the layers over stages, with weights about in proportion to `shares`.
 
-    Each has at least one. The sum of load * load / share is least where loads are in proportion.
+    Returns the number of layers of each stage, at least one. `shares` has a number for each stage,
+    such as the memory of its devices.
     """
     leaves = abstract_params(model)
     ends = [0, 0]

@@ -114,7 +114,8 @@ class Connection(web.RequestHandler):
     def log_exception(self, *arguments: Any, **more: Any) -> None:
         """Log an exception with its trace, unless it only says that the client has gone.
 
-        aiohttp raises RuntimeError where it reads the rest of a refused body of a client that left.
+        A RuntimeError after the connection was lost is not logged: aiohttp raises it when it reads
+        the rest of a refused body. The arguments are those of aiohttp's own method.
         """
         if self.connected or not isinstance(more.get("exc_info"), RuntimeError):
             super().log_exception(*arguments, **more)
@@ -179,7 +180,7 @@ def error_json(message: str, code: str) -> bytes:
 
 
 def set_socket_options(sock: socket.socket | None, seconds: float) -> None:
-    """Set TCP keepalive and bound the send buffer.
+    """Set TCP keepalive and bound the send buffer; do nothing for None or a non-IP socket.
 
     A peer that has vanished is noticed within about `seconds`.
     """

@@ -33,10 +33,10 @@ class Crowd:
     """The open connections of one server."""
 
     def __init__(self, most: int, most_per_address: int, trusted: Iterable[str] = ()) -> None:
-        """Make an empty crowd, for at most `most` connections, `most_per_address` from one address.
+        """Make an empty set of connections, with limits for all and for those from one address.
 
-        `most_per_address` 0 sets no limit for an address; addresses in the networks `trusted` have
-        none either.
+        At most `most` connections may be open, and `most_per_address` from one address. 0 means no
+        limit for an address; addresses in the networks `trusted` have no such limit either.
         """
         self._most, self._most_per_address = most, most_per_address
         self._trusted = [ipaddress.ip_network(each) for each in trusted]
@@ -97,7 +97,7 @@ class Crowd:
             self._idle.pop(group, None)
 
     def is_spare(self, member: CrowdMember) -> bool:
-        """Say whether a connection was admitted beyond the limits and there is no room yet."""
+        """Say whether a connection was admitted beyond the limits and still exceeds them."""
         if member not in self._spares:
             return False
         others = self._counts[self._members[member]] - 1

@@ -85,7 +85,8 @@ async def peek_names(request: web.Request) -> Collection[str]:
 def check_names(request: web.Request, given: Iterable[str], known: Collection[str]) -> None:
     """Report the names in `given` that are not in `known` as ignored; refuse them under --strict.
 
-    They are the names of the fields of a query or a form, and are reported in a response header.
+    `given` are the names of the fields of a query or a form. A response header reports ignored
+    names.
     """
     unknown = [name for name in dict.fromkeys(given) if name not in known]
     if unknown and request.app[SETTINGS].strict:

@@ -116,7 +116,11 @@ class Endpoint:
     async def read(
         self, request: web.Request, service: GenerationService, shape: type[B]
     ) -> tuple[B, dict[str, Any]]:
-        """Decode the body of a request as `shape` and check it; return it and the knobs in it."""
+        """Decode and check the body of a request; return (body as `shape`, generation parameters).
+
+        The parameters are the fields that set the engine or a sampler, by name; {} if the endpoint
+        takes none.
+        """
         known = service.model.knobs if self.takes_knobs else frozenset[str]()
         body, knobs = await read_json(request, shape, knobs=known, any_type=self.any_type)
         body.check()
@@ -172,9 +176,10 @@ def bind_models(endpoint: Endpoint, serve: Serves, models: ServedModels) -> Hand
 async def serve_with_model(
     request: web.Request, endpoint: Endpoint, serve: Serves, models: ServedModels
 ) -> web.StreamResponse:
-    """Call `serve` with the service of the model that a request names, which stays loaded for it.
+    """Call `serve` with the service of the model that a request names; load the model if necessary.
 
-    An endpoint that needs no model gets the service of the default model, loaded or not.
+    The model stays loaded during the call. Some endpoints refuse a model that is not loaded. An
+    endpoint that needs no model gets the service of the default model, loaded or not.
     """
     if endpoint.uses is Uses.NOTHING or models.is_single:
         return await serve(request, models.default.service)

@@ -32,9 +32,10 @@ class ErrorForms:
     async def response(
         self, error: JaxLlamaError, method: str, target: str, names: Collection[str] = ()
     ) -> web.Response:
-        """Return the response to a request with this method and target (path and query).
+        """Return the response that tells a client of `error`, in the form of the HTTP API it used.
 
-        `names` are the fields of its body; they decide where dialects (HTTP APIs) share a path.
+        `method` and `target` (path and query) are those of the request. `names` are the fields of
+        its body; they matter only for a path that several HTTP APIs share.
         """
         url = URL(target, encoded=True)
         asked = cast(web.Request, SimpleNamespace(method=method, rel_url=url))
@@ -43,5 +44,8 @@ class ErrorForms:
 
 
 def no_model() -> NoReturn:
-    """Raise RuntimeError: services made only for the form of errors have no model."""
+    """Raise RuntimeError, because a gateway has no model.
+
+    Stands for the function that loads a model, in a service that only sets up routes.
+    """
     raise RuntimeError("a gateway has no model")

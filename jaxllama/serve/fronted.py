@@ -34,8 +34,9 @@ def with_sender(make: RequestFactory) -> RequestFactory:
 
 
 def last_words(error_body: Callable[[ReplicaLost], Any], join: Callable[[Any], bytes]) -> str:
-    """Return the value of the header LAST_WORDS for a stream.
+    """Return the value of the response header LAST_WORDS of a stream.
 
+    It has the error that the gateway sends to the client if this server is lost during the stream.
     `error_body` makes the body of an error in the form of the HTTP API, `join` frames chunks as
     bytes.
     """
@@ -43,5 +44,5 @@ def last_words(error_body: Callable[[ReplicaLost], Any], join: Callable[[Any], b
 
 
 def read_last_words(header: str) -> bytes:
-    """Return the bytes in a header LAST_WORDS."""
+    """Decode a header LAST_WORDS: return the bytes to send to the client if the server is lost."""
     return base64.b64decode(header)

@@ -54,8 +54,9 @@ async def read_choice(
 ) -> ModelChoice:
     """Return the model that a request names in one of the `fields` of its body, or in its query.
 
-    `has_body`: the endpoint reads a JSON body, which a handler can read again; `any_type`: of any
-    content type. Raises HttpError or InvalidParameter for a body that is no JSON object.
+    The query counts if `fields` is empty. `has_body`: the endpoint takes a JSON body; it is read
+    here, and a handler can read it again. `any_type`: the body may have any content type. Raises
+    HttpError or InvalidParameter for a body that is no JSON object.
     """
     peek = await peek_at_body(request, any_type=any_type) if has_body else ChoicePeek()
     if not fields:

@@ -76,8 +76,9 @@ def describe(
 ) -> Json:
     """Build the OpenAPI document of the endpoints.
 
-    `model` is the served one, or one of several; then `names` are those by which requests may name
-    any of them. `needs_key`: the server has API keys; `strict`: it refuses unknown fields.
+    `model` is a served model. If the server has several, `names` are all names by which requests
+    can choose one of them. `needs_key`: the server has API keys; `strict`: it refuses unknown
+    fields.
     """
     shapes = [each for each in shapes_of(endpoints) if each not in (None, str)]
     schemas, components = msgspec.json.schema_components(shapes, ref_template=PREFIX + "{name}")
@@ -240,9 +241,10 @@ def path_parameter(name: str) -> Json:
 
 
 def describe_parameters(endpoint: Endpoint, names: Sequence[str]) -> Json:
-    """Describe the parameters of an operation: the part of its path, and the query's `model`.
+    """Describe an operation's parameters: the variable part of the path, and `model` in the query.
 
-    `names` are the names of several models. Returns {} if it has none.
+    `names` are the names to choose from if the server has several models. Returns {} if the
+    operation has no parameters.
     """
     found = [path_parameter(endpoint.name)] if endpoint.name else []
     if names and endpoint.uses is not Uses.NOTHING and not endpoint.model_fields:
@@ -251,7 +253,10 @@ def describe_parameters(endpoint: Endpoint, names: Sequence[str]) -> Json:
 
 
 def query_parameter(names: Sequence[str]) -> Json:
-    """Describe the query's `model`, which names one of several models, as an OpenAPI parameter."""
+    """Describe the query parameter `model`, which chooses one of several models, for OpenAPI.
+
+    `names` are the names of the models.
+    """
     return {"name": QUERY, "in": "query", "required": False, "schema": model_schema(names)}
 
 
@@ -297,10 +302,10 @@ def add_knobs(fields: Json, endpoint: Endpoint, model: Model) -> None:
 
 
 def add_aliases(fields: Json, *, strict: bool) -> None:
-    """Add its aliases to each field's description, in place; with `strict`, as fields, too.
+    """List the aliases of each field in the field's description, in place.
 
-    An alias is another API's name for a field. `fields` are a body's schemas by name; `strict`: the
-    server refuses unknown fields.
+    An alias is another API's name for a field. `fields` maps the names of a body's fields to their
+    schemas. `strict`: the server refuses unknown fields, so each alias is also added as a field.
     """
     known = list(fields)
     for own in known:
@@ -326,7 +331,7 @@ def schema_of_unsupported(field: Json, body: type[RequestShape], name: str) -> J
 
 
 def add_bounds(field: Json, limit: Limit) -> None:
-    """Write the help and bounds of the limits table into a field's schema."""
+    """Write a limit's help text and bounds into the schema of a request field, in place."""
     field["description"] = limit.help
     for each in field.get("anyOf", [field]):
         match each.get("type"):
@@ -341,7 +346,7 @@ def add_bounds(field: Json, limit: Limit) -> None:
 
 
 def schema_of_limit(limit: Limit) -> Json:
-    """Return the JSON schema of a request field that belongs to no sampler."""
+    """Return the JSON schema of a request field that no sampler defines; `limit` has its bounds."""
     one = schema_of_scalar(limit.kind, limit.low, limit.high)
     if limit.kind is str:
         one |= {"minLength": 1, "maxLength": limit.longest}

@@ -82,8 +82,8 @@ class RouteTable:
     def meant(self, handler: object, path: str, names: Collection[str]) -> Dialect:
         """Return the dialect that a request is meant for: the one that `handler` belongs to.
 
-        A dialect is an HTTP API. Of several that share a path, it is the one told by `names`, the
-        fields of the request's body.
+        A dialect is an HTTP API. If several have the route, the fields of the request's body, whose
+        names are `names`, decide. `path` decides if `handler` belongs to no dialect.
         """
         shared = getattr(handler, "__self__", None)
         if isinstance(shared, SharedHandler):
@@ -164,8 +164,8 @@ class SharedHandler:
     def __init__(self, marked: Mapping[str, OwnedRoute], usual: OwnedRoute) -> None:
         """Store the routes that share a path; a field of the request's body decides between them.
 
-        `marked` maps the field that only this route's bodies have to the route; `usual` gets all
-        others.
+        `marked` maps a field's name to the only route whose bodies have this field. `usual` is the
+        route for all other bodies.
         """
         self._marked, self._usual = marked, usual
 

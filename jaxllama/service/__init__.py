@@ -153,7 +153,10 @@ class GenerationService:
         await self._wait_until_idle(GOODBYE_SECONDS)
 
     async def close(self, seconds: float | None = None) -> bool:
-        """Fail open requests and stop all threads; False if the engine did not end in `seconds`."""
+        """Fail open requests and stop all threads; False if the engine did not end in `seconds`.
+
+        None: wait for the engine as long as it takes.
+        """
         self.is_draining = True
         for task in self._tasks:
             task.cancel()
@@ -185,7 +188,10 @@ class GenerationService:
 
     @property
     def queue(self) -> FairQueue[Ticket | Probe]:
-        """The fair queue of requests, and of probes of known tokens, that wait for a slot."""
+        """The fair queue of requests and probes that wait for a slot.
+
+        A probe is a task that reads given tokens and generates none.
+        """
         return self._dispatch.queue
 
     @property
@@ -401,7 +407,8 @@ class GenerationService:
     def _check_state(self, caller: Caller | None = None) -> None:
         """Raise NotReady or EngineStopped unless the service takes requests of this caller.
 
-        While the service drains, only callers whose request is open may continue.
+        While the service drains (is about to stop), only a caller whose request is open may
+        continue; None: no caller may.
         """
         match self.state:
             case State.DRAINING if caller is not None and caller.id in self._open:

@@ -51,9 +51,9 @@ class KeptBatches:
         self._bytes = 0
 
     def add(self, number: int, payload: bytes) -> None:
-        """Keep an encoded batch, and drop the oldest ones if there are too many.
+        """Keep an encoded batch of events, and drop the oldest ones if there are too many.
 
-        `payload` are its bytes, `number` is its number.
+        `number` is the number of the batch, `payload` are its bytes.
         """
         self._batches.append((number, payload))
         self._bytes += len(payload)
@@ -161,9 +161,9 @@ class BlockPublisher:
         return True
 
     def _send_again(self, frames: Sequence[bytes]) -> None:
-        """Send a subscriber again all kept batches, from the number on that its message contains.
+        """Send a subscriber all kept batches again, beginning with the number that it asks for.
 
-        `frames` are the parts of the message.
+        `frames` are the parts of the subscriber's message: its id, an empty part, the number.
         """
         if len(frames) != ASKING_FRAMES or len(frames[2]) != SEQUENCE_BYTES:
             logger.debug("a request for past block events is not 8 bytes; it is ignored")
@@ -203,7 +203,7 @@ def sequence(number: int) -> bytes:
 
 
 def batch_of(events: Sequence[BlockEvent], adapter_name: AdapterName) -> bytes:
-    """Encode a batch as msgpack: the time, the events, and the rank of this engine.
+    """Encode a batch of events as msgpack: the time, the events, and the rank of this engine.
 
     `adapter_name` returns the name of a loaded adapter by its id.
     """

@@ -31,7 +31,8 @@ class Dispatch:
     ) -> None:
         """Make an empty queue for the requests of all clients.
 
-        `ended` is called with each answer that the engine has ended; `clock` returns seconds.
+        `bounds` has the limits of the queue and the number of reserved slots. `ended` is called
+        with each answer that the engine has ended. `clock` returns a time in seconds.
         """
         self.queue: FairQueue[Ticket | Probe] = FairQueue(
             bounds.queue_requests, bounds.queue_tokens

@@ -57,7 +57,10 @@ class Account(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """Number of requests, and of probes of known tokens, that wait."""
+        """Number of requests and probes that wait.
+
+        A probe reads given tokens and generates none.
+        """
         return len(self.requests) + len(self.probes)
 
     def line(self, work: T) -> OrderedDict[T, int]:
@@ -110,8 +113,8 @@ class FairQueue(Generic[T]):
     def check(self, client: str, items: int, tokens: int = 0) -> None:
         """Raise QueueFull unless the client may add `items` requests with `tokens` prompt tokens.
 
-        A client may take at most as much of the queue as it leaves free. The first items of a
-        client that has none in the queue fit as long as there is any room.
+        Together with the client's waiting requests they must fit into the room that is free now. A
+        client without waiting requests may add any number as long as there is any room.
         """
         with self._lock:
             account = self._accounts.get(client)

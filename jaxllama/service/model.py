@@ -85,10 +85,10 @@ class Model:
 
 
 def confine(intake: Intake, seconds: float) -> Intake:
-    """Return an intake like this one that runs the model's chat template in a confined process.
+    """Return a copy of `intake` that renders conversations in separate processes.
 
-    An intake checks and tokenizes requests. The process is killed if rendering a conversation takes
-    more than `seconds`. Without a chat template, the intake itself is returned.
+    An intake checks and tokenizes requests. A process is killed if rendering a conversation takes
+    more than `seconds`. Without a chat template, `intake` itself is returned.
     """
     text = intake.tokenizer.text
     if text.template is None:

@@ -19,7 +19,10 @@ class Pace:
         self._last: float | None = None  # time of the last end; None after idle time
 
     def note_end(self, remaining: int) -> None:
-        """Record that a request or probe has ended, while `remaining` others wait or run."""
+        """Record that a request or a probe has ended; `remaining` others still wait or run.
+
+        A probe is work that reads known tokens and generates none.
+        """
         now = self._clock()
         if self._last is not None:
             gap = now - self._last

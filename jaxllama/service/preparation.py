@@ -45,7 +45,7 @@ class Line:
 
     @property
     def size(self) -> int:
-        """Number of characters of the waiting items."""
+        """Number of characters of all work items that wait in the line."""
         return sum(item.size for item in self.waiting)
 
 
@@ -57,7 +57,7 @@ class Lane:
     ) -> None:
         """Make an empty lane, a queue of work for threads, in which `most` items may wait.
 
-        `name` is that of its threads; `clock` returns seconds.
+        `name` is the prefix of the threads' names; `clock` returns seconds.
         """
         self._most = most
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix=name)
@@ -97,10 +97,11 @@ class Lane:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, client: str, size: int) -> None:
-        """Raise QueueFull if the client may not add an item of `size` characters.
+        """Raise QueueFull if the client may not add a work item of `size` characters.
 
-        Of the items and characters that may wait in the lane, a client may take at most as much as
-        it leaves free.
+        The lane limits the number of waiting items and their characters. A client without waiting
+        items may add one if any room is left. A client with waiting items may not use more than the
+        lane still has free, in items or in characters, the new item included.
         """
         line = self._lines.get(client)
         mine, characters = (len(line.waiting), line.size) if line else (0, 0)
@@ -129,7 +130,8 @@ class Lane:
     def _next(self) -> WorkItem | None:
         """Remove and return the item to run next; None if no client may start one.
 
-        The client with the fewest running items is next, then the one that has used the least time.
+        The client with the fewest running items comes first; among equals, the one that has used
+        the least time.
         """
         able = [
             line for line in self._lines.values() if line.waiting and line.running < THREADS - 1
@@ -165,7 +167,7 @@ class Lane:
         self._start_next()
 
     def _drop(self, item: WorkItem) -> None:
-        """Remove an item from its line if it still waits there."""
+        """Remove a work item from its client's queue if it still waits there."""
         line = self._lines.get(item.client)
         if line is not None and item in line.waiting:
             line.waiting.remove(item)
@@ -181,7 +183,10 @@ class RequestPreparation:
     """Runs CPU work on requests before the engine, in a lane of cheap and one of dear work."""
 
     def __init__(self, most: int) -> None:
-        """Make two lanes in each of which `most` items may wait."""
+        """Make a lane for cheap and one for expensive work; in each, `most` items may wait.
+
+        A lane is a queue of work items with threads of its own.
+        """
         self.cheap, self.dear = Lane("prepare", most), Lane("prepare-dear", most)
 
     @property

@@ -159,8 +159,9 @@ class ServedModels:
     ) -> None:
         """Serve the models of `plans`; `start` loads those that are to be preloaded.
 
-        `is_single`: there is one plan, and its model is never unloaded. Raises ConfigError if two
-        models share a name, or the default model is none of them.
+        `rules` are the settings that hold for all models. `is_single`: there is one plan, and its
+        model is never unloaded. Raises ConfigError if two models share a name, or the default model
+        is none of them.
         """
         self.rules = rules
         self.is_single = is_single
@@ -203,7 +204,10 @@ class ServedModels:
         await asyncio.gather(*(each.service.drain(seconds) for each in self.all))
 
     async def close(self, seconds: float | None = None) -> bool:
-        """Close all models; False if the threads of one did not end in `seconds`."""
+        """Close all models; return False if the threads of one did not end in `seconds`.
+
+        `seconds` None: no limit.
+        """
         self.is_draining = True
         if not self._leaving.done():
             self._leaving.set_result(None)
@@ -240,7 +244,7 @@ class ServedModels:
         return max((each.engine.config.slots for each in loaded), default=EngineConfig.slots)
 
     def observe(self, make: Callable[[str], Observer]) -> None:
-        """Call `make` with each model's name; it returns the observer of that model's requests."""
+        """Call `make` with each model's name to get the observer of that model's requests."""
         self._observe = make
         for each in self.all:
             each.service.observer = make(each.name)
@@ -275,7 +279,11 @@ class ServedModels:
         )
 
     def loaded(self, name: str | None) -> ServedModel:
-        """Return the model that a request names; raise NotReady if it is not loaded."""
+        """Return the model that a request names; raise NotReady if it is not loaded.
+
+        A server of a single model returns that model, loaded or not. Raises UnknownModel if no
+        model has the name.
+        """
         found = self.find(name)
         if not self.is_single and not found.is_loaded:
             raise NotReady(
@@ -468,7 +476,7 @@ class ServedModels:
         return error
 
     async def _open(self, model: ServedModel) -> None:
-        """Start the model's service and wait until it has made a token; raise its failure."""
+        """Start the model's service and wait until it is ready for requests; raise its failure."""
         service, began = model.service, time.monotonic()
         if not self.is_single:
             size = f", about {bytes_text(model.memory)}" if model.memory else ""

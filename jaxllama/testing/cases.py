@@ -30,9 +30,10 @@ class Case(NamedTuple):
 
 
 def cases_of(specs: Mapping[str, KnobSpec]) -> Iterator[Case]:
-    """Yield test rows: several kinds of logits under each setting of the knobs.
+    """Yield test rows: several kinds of logits under each of several knob settings.
 
-    The rows are the same for all samplers; only the settings depend on `specs`.
+    Knobs are a sampler's parameters; `specs` are their declarations by name. Only the settings
+    depend on `specs`: the logits and the row states are the same for all samplers.
     """
     rng = np.random.default_rng(0)
     wild = rng.normal(size=VOCAB) * 4
@@ -81,7 +82,7 @@ def numbers_of(spec: KnobSpec) -> tuple[float | int | bool, ...]:
 
 
 def value_of(spec: KnobSpec, number: float | int | bool) -> object:
-    """Return a number in the form that a knob accepts: plain, as a list or by token.
+    """Return `number` in the form that a knob accepts: plain, in a list, or by token id.
 
     A knob is a parameter of a sampler, declared by `spec`.
     """
@@ -93,7 +94,7 @@ def value_of(spec: KnobSpec, number: float | int | bool) -> object:
 
 
 def row_of(rng: np.random.Generator) -> Rows:
-    """Return a random row: at the first token, in the middle, or with a full context."""
+    """Return a random row state: at the first token, in the middle, or with a full context."""
     length = rng.choice([1, TOKENS // 2, TOKENS])
     leaves: dict[str, Any] = {
         "tokens": rng.integers(0, VOCAB, TOKENS, np.int32),
@@ -110,12 +111,12 @@ def row_of(rng: np.random.Generator) -> Rows:
 
 
 def stacked(trees: list[Any]) -> Any:
-    """Stack the leaves of equal trees along a new first axis, one row for each tree."""
+    """Stack the arrays of trees of the same structure along a new first axis, a row per tree."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def at(tree: Any, place: int) -> Any:
-    """Return a copy of the tree in which row `place` of each array stands for the array."""
+    """Return a copy of the tree in which every array is replaced by its row number `place`."""
     return jax.tree.map(lambda leaf: leaf[place], tree)
 
 

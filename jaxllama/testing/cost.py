@@ -60,8 +60,9 @@ def cost_of(
 ) -> Cost:
     """Measure the processor time that a sampler adds to a row of a decode step.
 
-    `name` and `kind` are the sampler's name and class, `vocab` the number of tokens. Its knobs are
-    in the middle of their bounds. It is measured alone, and beside the filters among `company`.
+    `name` and `kind` are the sampler's name and class, `vocab` the number of tokens, `company`
+    other samplers by name. The sampler is measured alone, and beside the filters among `company`;
+    all knobs are in the middle of their bounds.
     """
     others = {key: each for key, each in company.items() if issubclass(each, Filter)}
     others.pop(name, None)
@@ -98,7 +99,10 @@ def middle(samplers: Mapping[str, type[Sampler]]) -> Setting:
 
 
 def full_rows(rng: np.random.Generator, vocab: int) -> Rows:
-    """Return rows in the middle of an answer, at temperature 1."""
+    """Return the state of ROWS random rows in the middle of an answer, at temperature 1.
+
+    `vocab` is the number of tokens.
+    """
     leaves: dict[str, Any] = {
         "tokens": rng.integers(0, vocab, (ROWS, CONTEXT), np.int32),
         "length": np.full(ROWS, CONTEXT // 2, np.int32),

@@ -55,7 +55,7 @@ class PlainTurns(PromptFormat):
     name = "plain_turns"
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """Return every message on a line, and where the assistant begins to speak."""
+        """Return a line for each message; with `answer`, also the start of the assistant's line."""
         lines = [f"{message.role}: {message.content}\n" for message in messages]
         return "".join(lines) + ("assistant: " if answer else "")
 
@@ -86,7 +86,7 @@ def check_dialect(kind: type[Dialect]) -> None:
 
 
 def check_error(dialect: Dialect, error: JaxLlamaError) -> None:
-    """Check that the body of an error can be sent, and that its status is one of an error."""
+    """Check that the dialect gives `error` a body that can be sent and an error status."""
     kind, what = type(dialect), type(error).__name__
     body = dialect.error_body(error)
     try:
@@ -117,7 +117,8 @@ def require(holds: bool, kind: type[Dialect], rule: str) -> None:
 async def served(dialect: Dialect, answer: bytes = b"Hello!") -> AsyncIterator[str]:
     """Serve a dialect on a free port of this machine and yield the address.
 
-    A dialect is an HTTP API. The engine gives the same answer to every prompt, whatever the knobs.
+    A dialect is an HTTP API. The engine generates `answer` for every prompt, whatever the
+    parameters of the request.
     """
     config = EngineConfig(slots=4, context=1024, steps_per_sync=1)
     engine = ScriptedEngine(lambda _: answer, config=config)

@@ -57,7 +57,7 @@ def check_format(cls: type[PromptFormat], model: ModelText = SAMPLE) -> None:
 
 
 def check_declaration(cls: type[PromptFormat], model: ModelText) -> None:
-    """Check the class attributes: name, stop texts, and the answer of `suits`."""
+    """Check the class attributes (name, stop texts), and that `suits` returns True or False."""
     name = getattr(cls, "name", None)
     require(
         isinstance(name, str) and name.isidentifier() and name == name.lower(),
@@ -75,7 +75,7 @@ def check_declaration(cls: type[PromptFormat], model: ModelText) -> None:
 
 
 def check_contents(cls: type[PromptFormat], text: str, messages: Sequence[Message]) -> None:
-    """Check that the prompt holds every message's content once, in order, unchanged."""
+    """Check that the prompt `text` holds every message's content once, in order, unchanged."""
     place = 0
     for message in messages:
         count = text.count(message.content)
@@ -86,7 +86,10 @@ def check_contents(cls: type[PromptFormat], text: str, messages: Sequence[Messag
 
 
 def check_answer(cls: type[PromptFormat], prompt_format: PromptFormat) -> None:
-    """Check that the prompt made with `answer` begins with the prompt made without `answer`."""
+    """Check that `answer=True` only appends text to the prompt made with `answer=False`.
+
+    The prompt made with `answer=False` must also hold every message's content.
+    """
     for length in (2, len(CONVERSATION)):
         asked = render(prompt_format, CONVERSATION[:length])
         recorded = prompt_format.render(CONVERSATION[:length], answer=False)

@@ -48,7 +48,10 @@ def programs_kept(root: Path) -> Iterator[None]:
 
 
 def usable(folder: Path) -> bool:
-    """Make the folder; return False if that fails or another user can write to it."""
+    """Make the folder; return False if that fails or another user can write to it.
+
+    A folder with more than MOST_FILES files is emptied.
+    """
     try:
         if folder.is_dir() and sum(1 for _ in folder.iterdir()) > MOST_FILES:
             shutil.rmtree(folder)

@@ -114,7 +114,7 @@ def feed_forward(
 
 
 def activate(config: ModelConfig, x: Float[np.ndarray, "*L F"]) -> Float[np.ndarray, "*L F"]:
-    """Compute SiLU, or GELU by its tanh approximation."""
+    """Return the activation of `x` that `config` names: SiLU, or GELU by its tanh approximation."""
     if config.activation == "gelu_tanh":
         return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     with np.errstate(over="ignore"):  # exp(-x) may be inf: silu is then 0, which is right
@@ -122,7 +122,7 @@ def activate(config: ModelConfig, x: Float[np.ndarray, "*L F"]) -> Float[np.ndar
 
 
 def capped(x: Float[np.ndarray, "L T"], cap: float | None) -> Float[np.ndarray, "L T"]:
-    """Bend numbers so that none exceeds the cap, if there is one."""
+    """Return cap * tanh(x / cap), which keeps numbers below the cap; `x` itself without a cap."""
     return x if cap is None else np.tanh(x / cap) * cap
 
 
@@ -154,8 +154,8 @@ def softmax(x: Float[np.ndarray, "L T"]) -> Float[np.ndarray, "L T"]:
 def visible(length: int, window: int | None) -> Bool[np.ndarray, "L T"]:
     """Return which positions (columns) each position (row) attends to: itself and earlier ones.
 
-    `length` is the number of positions. `window`: how many positions it attends to at most; None:
-    all.
+    `length` is the number of positions. `window` limits how many positions a row attends to; None:
+    no limit.
     """
     age = np.arange(length)[:, None] - np.arange(length)[None, :]
     return (age >= 0) & (age < (window or length))
@@ -178,7 +178,11 @@ def rotate(
 
 
 def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " pairs"], float]:
-    """Return the angle per position of each pair of dimensions, and the factor of cos and sin."""
+    """Return the angle per position of each pair of dimensions, and the factor of cos and sin.
+
+    `head_dim` is the number of rotated dimensions of a head. The factor is a number by which both
+    cos and sin are multiplied.
+    """
     exponent = np.arange(0, head_dim, 2) / head_dim
     base = rope.theta**-exponent
     if rope.kind == "linear":
@@ -198,10 +202,10 @@ def frequencies(rope: Rope, head_dim: int) -> tuple[Float[np.ndarray, " pairs"],
 def llama3_frequencies(
     rope: Rope, base: Float[np.ndarray, " pairs"]
 ) -> Float[np.ndarray, " pairs"]:
-    """Return Llama 3's frequencies: high ones kept, low ones divided by `factor`.
+    """Return Llama 3's frequencies: high ones kept, low ones divided by the factor of `rope`.
 
-    Those between are blended linearly. Whether a frequency is low is judged by its turns over the
-    original context; `base` are the frequencies without the rule.
+    Frequencies between are blended linearly by the turns that they make over the original context.
+    `base` are the frequencies before this rule.
     """
     turns = rope.original_context * base / (2 * math.pi)
     keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
@@ -210,15 +214,15 @@ def llama3_frequencies(
 
 
 def yarn_frequencies(rope: Rope, base: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
-    """Return YaRN's frequencies: high ones kept, low ones divided by `factor`.
+    """Return YaRN's frequencies: high ones kept, low ones divided by the factor of `rope`.
 
-    Those between are blended linearly in the index of the pair, between two whole indices. `base`
-    are the frequencies without the rule.
+    Between a first and a final pair, the two are blended linearly by the index of the pair. `base`
+    are the frequencies before this rule.
     """
     pairs = len(base)
 
     def index_turning(turns: float) -> float:
-        """Return the (fractional) index of the pair that makes so many turns in the context."""
+        """Return the fractional index of the pair that turns `turns` times in the context."""
         wavelength = rope.original_context / turns
         return pairs * math.log(wavelength / (2 * math.pi)) / math.log(rope.theta)
 

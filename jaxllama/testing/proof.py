@@ -105,7 +105,7 @@ class Proof:
 
     @functools.cached_property
     def cases(self) -> list[Case]:
-        """Test rows of every kind under settings of every kind."""
+        """The test rows: several kinds of logits under several settings of the sampler's knobs."""
         return list(cases_of(self.specs))
 
     @functools.cached_property
@@ -181,10 +181,10 @@ class Proof:
 
 
 def call(sampler: Sampler, logits: Any, row: Rows) -> Any:
-    """Apply a sampler to one row, and return its result: logits, or of a filter a mask.
+    """Apply a sampler to one row and return its result: logits, or for a filter a mask.
 
-    A filter gets the whole vocabulary, sorted. `logits` are those of the row; `row` is the state of
-    the request.
+    A filter gets all tokens of the vocabulary, likeliest first, and its mask has the same order.
+    `logits` are those of the row; `row` is the state of the request.
     """
     sampler, logits, row = jax.tree.map(jnp.asarray, (sampler, logits, row))
     about = context(row, type(sampler).__name__)

@@ -121,7 +121,7 @@ def check_scan(proof: Proof) -> None:
 
 
 def check_held(proof: Proof) -> None:
-    """A sampler with `held_only` returns the same if it is given the row's own tokens only."""
+    """A sampler with `held_only` returns the same if it gets only the tokens in the row."""
     if not (issubclass(proof.kind, Adjuster) and proof.kind.held_only):
         return
     bank, name = proof.bank, proof.kind.__name__
@@ -152,7 +152,7 @@ def check_greedy(proof: Proof) -> None:
 
 
 def check_beams(proof: Proof) -> None:
-    """A sampler with `suits_beams` uses no chance, no state, and not where the prompt ends."""
+    """A sampler with `suits_beams` has no state, and ignores chance and where the prompt ends."""
     kind = proof.kind
     if not kind.suits_beams:
         return
@@ -181,7 +181,7 @@ def check_alone(proof: Proof) -> None:
 
 
 def check_history(proof: Proof) -> None:
-    """Tokens past `length`, such as those taken back, change nothing."""
+    """Tokens stored past the row's `length`, such as withdrawn ones, change nothing."""
     rows: Any = proof.rows
     past = np.arange(rows.tokens.shape[1]) >= rows.length[:, None]
     tokens = np.where(past, (rows.tokens + 1) % VOCAB, rows.tokens)
@@ -246,10 +246,10 @@ def run_check(name: str, proof: Proof) -> None:
 
 
 def moved_logits(proof: Proof) -> Iterator[tuple[Case, np.ndarray]]:
-    """Yield each test row that switches the sampler on, with the logits that it returns.
+    """Yield each test row in which the sampler is on, with the logits that the sampler returns.
 
-    `proof` has the sampler under test and the rows. Yields nothing for a filter, which returns no
-    logits.
+    `proof` has the sampler under test and the rows. Yields nothing for a filter, which returns a
+    mask.
     """
     if not issubclass(proof.kind, Filter):
         yield from ((proof.cases[i], proof.eager[i]) for i in proof.active_cases)
@@ -285,15 +285,15 @@ def tally(proof: Proof, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
 
 
 def takes_relative_logits(kind: type[Sampler]) -> bool:
-    """Say whether the sampler gets logits relative to the likeliest token, as shapers do."""
+    """Say whether the sampler is a Shaper: it gets logits relative to the likeliest token's."""
     return issubclass(kind, Shaper)
 
 
 def declared(kind: type[Sampler], said: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Return the probability of each token that the sampler's result for one row implies.
 
-    `said` is what the sampler `kind` returned for `logits`: new logits, or of a filter a mask of
-    the sorted tokens.
+    `said` is what the sampler `kind` returned for `logits`: new logits, or for a filter a mask of
+    the tokens, likeliest first.
     """
     if not issubclass(kind, Filter):
         return softmax(said if (said > -np.inf).any() else logits)
@@ -312,9 +312,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def chi_square(expected: np.ndarray, drawn: np.ndarray) -> float:
-    """Return the chi-square of two counts, converted to a normal distribution's deviations.
+    """Return how far two lists of counts differ by a chi-square test, in standard deviations.
 
-    It is near 0 if `drawn` fits `expected`, and large if not.
+    Both arrays have a count for each token. The result is near 0 if `drawn` fits `expected`, and
+    large if not.
     """
     often = expected >= USUAL
     cells = [*zip(expected[often], drawn[often], strict=True)]

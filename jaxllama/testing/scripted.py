@@ -182,13 +182,13 @@ class ScriptedPrograms(Programs):
         return said
 
     def release(self, state: Any, mask: Any) -> Any:
-        """Remove the rows of the slots in the mask."""
+        """Stop decoding in the slots that the mask selects, and return the state."""
         for slot in np.flatnonzero(mask):
             state.rows.pop(int(slot), None)
         return state
 
     def scrub(self, state: Any, slot: Any) -> Any:
-        """Clear the slot's cache."""
+        """Clear the slot's cache, and return the state."""
         state.cached[slot] = -1
         return state
 
@@ -232,10 +232,11 @@ class ScriptedPrograms(Programs):
         return state, Peek(logits[np.arange(len(ids)), targets], logits)  # type: ignore[arg-type]
 
     def weigh(self, state: Any, slot: Any, runs: Runs, adapter: Any = None) -> tuple[Any, Any]:
-        """Return the state, and the log-probabilities of tokens after several token sequences.
+        """Return the state, and the log-probabilities of given tokens after short token sequences.
 
         `runs` holds the sequences, each with its first position in the slot's cache, and the tokens
-        that are asked for. They are computed one after the other; `adapter` is ignored.
+        whose log-probability is requested. The sequences are computed one after the other;
+        `adapter` is ignored.
         """
         del adapter
         starts, counts = np.asarray(runs.places)
@@ -264,7 +265,7 @@ class ScriptedPrograms(Programs):
         return state, Pooled(rows.sum(0), rows[-1])
 
     def blank_output(self) -> StepOutput:
-        """Return the output of a call in which no row decodes."""
+        """Return the output of a decode call in which no row decodes."""
         shape = (self.engine.steps_per_sync, self.engine.slots)
         lists = (*shape, self.bank.top_logprobs)
         return StepOutput(

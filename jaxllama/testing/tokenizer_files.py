@@ -61,8 +61,8 @@ def check_text(ours: Tokenizer, text: str) -> None:
 def check_others(reader: type[TokenizerReader], path: Path, folder: Path) -> None:
     """Check that other files are not recognised, and that truncated copies are refused cleanly.
 
-    `path` is the tokenizer, of which a truncated copy may be read or raise CheckpointError.
-    `folder` is an empty folder for the files.
+    `path` is the tokenizer. A truncated copy may be read or raise CheckpointError, but no other
+    error. `folder` is an empty folder for the files.
     """
     (folder / "note.txt").write_text("no tokenizer\n")
     (folder / "nothing").mkdir()

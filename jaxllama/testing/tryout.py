@@ -83,7 +83,10 @@ class Tryout:
         return jax.tree.map(lambda *leaves: np.stack(leaves), *rows) if rows[0] else {}
 
     def rows(self, count: int, **fields: Any) -> Rows:
-        """Return `count` active rows with these fields of `Rows`; the rows after them are idle."""
+        """Return the state of all slots: `count` active rows, then idle ones.
+
+        `fields` are fields of `Rows`, one value for all active rows or one for each.
+        """
         slots = self.slots
         blank: dict[str, np.ndarray] = {
             "tokens": np.zeros((slots, self.context), np.int32),

@@ -107,7 +107,8 @@ def check_packed(weight: str, leaf: Leaf, value: Packed) -> None:
 def check_equal(weight: str, value: Stored, wanted: np.ndarray) -> None:
     """Check that `value`, which the format read, has the values `wanted`, which were written.
 
-    `weight` is the weight's path; all but the embedding are transposed if they are packed.
+    `weight` is the weight's path. A packed matrix other than the embedding is transposed before the
+    comparison.
     """
     dense = unpacked(value)
     if isinstance(value, Packed) and weight != EMBEDDING:
@@ -151,7 +152,10 @@ def check_parts(checkpoint: Checkpoint, weight: str, leaf: Leaf, value: Stored) 
 
 
 def check_way_back(checkpoint: Checkpoint, values: Mapping[str, Stored]) -> None:
-    """Check that the format's rules, reversed, give the tensors of the file from our weights."""
+    """Check that the format's rules, reversed, give the tensors of the file from our weights.
+
+    `values` has the weights that the format read, by parameter path.
+    """
     for name, tensor in restore(checkpoint.table, values, values.__getitem__):
         stored = unpacked(checkpoint.read_stored(name))
         expect(

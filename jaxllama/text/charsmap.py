@@ -35,7 +35,10 @@ class CharacterMap:
     """Rules that replace texts of a few characters by other texts; the longest rule applies."""
 
     def __init__(self, raw: bytes, where: str) -> None:
-        """Read a map from the bytes of a file; raise BadTokenizer, naming `where`, if damaged."""
+        """Read the map from `raw`, its bytes in a file.
+
+        Raise BadTokenizer, naming the file `where`, if the map is damaged.
+        """
         size = int.from_bytes(raw[:SIZE_BYTES], "little")
         if not SIZE_BYTES + size < len(raw) <= MAX_CHARSMAP or size % UNIT_BYTES or not size:
             raise damaged(where, f"{len(raw)} bytes hold a trie of {size}")
@@ -49,7 +52,7 @@ class CharacterMap:
         self.pattern = starts_of(units, where)  # matches before every text that has a rule
 
     def rule_at(self, text: str, at: int) -> tuple[int, str] | None:
-        """Return how many characters of `text` a rule replaces from index `at` on, and by what.
+        """Return how many characters from index `at` on a rule replaces, and the text for them.
 
         The longest rule that matches there applies; None if there is none.
         """
@@ -73,8 +76,9 @@ class CharacterMap:
 def starts_of(units: NDArray[np.int64], where: str) -> str:
     """Return a regular expression for the places in a text where a rule may apply.
 
-    It matches every character that has a rule, and every character that begins a longer rule if one
-    that can continue it follows. `units` are the units of the trie; errors name `where`.
+    The expression matches a character that has a rule. It also matches a character that begins
+    longer rules only, if a character follows that may continue one. `units` are the units of the
+    trie; errors name `where`.
     """
     alone, begin = set[int](), set[int]()  # code points
     seconds: set[int] = set()

@@ -88,10 +88,10 @@ class Cuts:
 
 
 def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
-    """Return the positions at which a long text can be cut without changing its tokens.
+    """Return the rule for where a long text can be cut without changing its tokens.
 
-    `encode(text, follows)` returns the token ids of a piece that starts a text or follows other
-    text; `tokens` are the bytes of all tokens.
+    `encode(text, follows)` returns the token ids of a text; `follows`: it continues another text.
+    `tokens` are the bytes of all tokens.
     """
     whole = b"\0".join(tokens)
     for drops_space in (False, True):
@@ -110,7 +110,7 @@ def is_sound(kind: CutKind, encode: EncodeStretch, *, drops_space: bool) -> bool
     """Say whether cutting random probe texts at positions of `kind` keeps their tokens.
 
     `encode(text, follows)` returns the token ids of a text; `follows`: it continues another text.
-    With `drops_space`, the encoder itself puts a space before the part after the cut.
+    With `drops_space`, the space after a cut is removed, since the encoder puts one there itself.
     """
     rng = random.Random(0)
     for probe in range(PROBES):

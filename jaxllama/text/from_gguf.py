@@ -185,8 +185,8 @@ def read_rules(
 ) -> TokenizerRules:
     """Return the begin and end tokens; a SentencePiece file that omits them gets the ids 1 and 2.
 
-    `adds_begin` says whether prompts start with the begin token if the file does not; `drops_space`
-    is copied to the result.
+    `adds_begin` says whether prompts start with the begin token, if the file does not say it.
+    `drops_space` is copied to the result: decoding removes a space at the start of a text.
     """
     size = len(vocabulary)
     scored = vocabulary.spelling == Spelling.SENTENCEPIECE

@@ -99,9 +99,10 @@ def load_later(serialized: str, path: Path, encoder: tokenizers.Tokenizer) -> to
 
 
 def read_vocabulary(encoder: tokenizers.Tokenizer, path: Path) -> Vocabulary:
-    """Return texts and kinds of all tokens of `encoder`; refuse over MAX_HOLES gaps in the ids.
+    """Return the texts and kinds of all tokens of `encoder`.
 
-    Errors name `path`.
+    Raise BadTokenizer, naming `path`, if the ids have more than MAX_HOLES gaps, or the decoder is
+    not supported.
     """
     ids = encoder.get_vocab(with_added_tokens=True)
     size = 1 + max(ids.values(), default=-1)
@@ -173,7 +174,7 @@ def state_of(part: Any) -> dict[str, Any]:
 
 
 def parts_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield `state`, a component in the form of tokenizer.json; of a Sequence, its parts instead.
+    """Yield `state`, a component as in tokenizer.json; for a Sequence, yield its parts instead.
 
     Sequences may be nested.
     """

@@ -66,7 +66,7 @@ def tokenizer_from_llama2c(path: Path) -> Tokenizer:
 def read_pieces(raw: bytes, where: str) -> tuple[list[str], list[float]]:
     """Return the texts and the scores of all pieces, by id; `raw` are the bytes of file `where`.
 
-    Raise BadTokenizer if they are no such list.
+    Raise BadTokenizer, naming `where`, if the bytes are not a valid list of pieces.
     """
     longest = LONGEST.unpack_from(raw)[0] if len(raw) >= LONGEST.size else 0
     if not 0 < longest <= MAX_PIECE:

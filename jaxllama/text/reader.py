@@ -48,7 +48,10 @@ class TokenizerReader(ABC):
     @classmethod
     @abstractmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path`, an existing file or folder, looks like this kind; must be quick."""
+        """Say whether `path`, an existing file or folder, looks like this kind of tokenizer.
+
+        Must be quick.
+        """
 
     @classmethod
     @abstractmethod

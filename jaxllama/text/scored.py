@@ -67,10 +67,10 @@ def merges_of(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def is_overtaken(piece: str, cut: int) -> bool:
-    """Say whether SentencePiece would rather split `piece` in another way than at `cut`.
+    """Say whether the split of `piece` at `cut` must rank after other splits of the same piece.
 
-    `cut` is the length of the left part. With the pieces `a`, `ab` and `ba`, both `ab+a` and `a+ba`
-    make `aba`; in the tokens `ab|a|ba` they overlap, and SentencePiece merges the left pair,
-    `ab+a`. So `a+ba` must rank after it: its left part also ends the piece.
+    `cut` is the length of the left part. Example: with the pieces `a`, `ab` and `ba`, both `ab+a`
+    and `a+ba` make `aba`. In the tokens `ab|a|ba` both could be merged, and they overlap;
+    SentencePiece merges the left one, `ab+a`. So the split `a+ba` must rank after `ab+a`.
     """
     return piece.endswith(piece[:cut]) and not piece.startswith(piece[cut:])

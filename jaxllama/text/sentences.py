@@ -84,7 +84,7 @@ def sentence_tokenizer(folder: Path, *, lowercases: bool = False) -> SentenceTok
 
 
 def from_vocabulary(folder: Path) -> tokenizers.Tokenizer:
-    """Build BERT's tokenizer from the vocab.txt of a folder, which has one token per line."""
+    """Build BERT's tokenizer from the file vocab.txt of a folder, with one token per line."""
     path = folder / VOCABULARY
     text = read_text(path, MAX_SIDE_FILE)
     if text is None:

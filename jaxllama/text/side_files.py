@@ -35,7 +35,10 @@ class SideFiles:
 
     @classmethod
     def in_folder(cls, folder: Path) -> "SideFiles":
-        """Read the side files of a folder; an absent file counts as empty."""
+        """Read the files of a folder that configure its tokenizer; an absent one counts as empty.
+
+        These are tokenizer_config.json, config.json and the like.
+        """
         names = (cls.TOKENIZER, cls.SPECIALS, cls.GENERATION, cls.MODEL, cls.ADDED, CHAT_TEMPLATE)
         return cls(folder, {name: read_object(folder / name) for name in names})
 
@@ -98,8 +101,8 @@ class SideFiles:
     def ids(self, name: str, key: str, vocabulary: Vocabulary) -> list[int]:
         """Return the token ids in field `key` of the file `name`, which is one id or a list.
 
-        Raise BadTokenizer if the model lacks one. Omit ids that only the model's padded embedding
-        table has, not `vocabulary`: they have no text.
+        Raise BadTokenizer for an id that the model does not have. Omit ids that the model has but
+        `vocabulary` lacks: they only pad the embedding table and have no text.
         """
         size = max(len(vocabulary), self.model_size or 0)
         value = self.files[name].get(key)

@@ -72,8 +72,8 @@ class Specials:
     def unfinished(self, text: str) -> set[int]:
         """Return positions near the end of the text where a control token may have begun.
 
-        Later text could complete it. The end counts with and without trailing white space, which
-        templates trim.
+        Text that follows could complete it. Both the real end of the text and the end before
+        trailing white space count, because templates may remove that white space.
         """
         ends = {len(text), len(text.rstrip())}  # templates trim
         return {

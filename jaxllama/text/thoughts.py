@@ -31,10 +31,10 @@ class Thought:
 
 
 def thought_start(prompt: str) -> ThoughtStart:
-    """Say how a rendered prompt leaves the thoughts: begun, ended or free.
+    """Say whether a rendered prompt leaves the model's thoughts open, closed or not begun.
 
-    INSIDE if it ends with `<think>`, OVER if with `</think>`, else FREE. White space at the end
-    does not count.
+    Thoughts are text between `<think>` and `</think>`. Return INSIDE if the prompt ends with
+    `<think>`, OVER if with `</think>`, else FREE. White space at the end does not count.
     """
     end = prompt.rstrip()
     if end.endswith(THOUGHT_OPENER):
@@ -52,7 +52,7 @@ def start_in(message: str) -> ThoughtStart:
 
 
 def without_thoughts(prompt: str) -> str:
-    """Return the prompt with a closed thoughts block at its end: the model answers at once."""
+    """Return the prompt with a closed `<think>` block at its end: the model answers at once."""
     match thought_start(prompt):
         case ThoughtStart.OVER:
             return prompt

@@ -219,7 +219,7 @@ class Balance:
         self._quoted = self._escaped = False
 
     def feed(self, text: str) -> int | None:
-        """Read the next piece of the object; return how many characters of `text` belong to it.
+        """Read the next piece of a JSON object; return how many characters of `text` belong to it.
 
         Return None if the object does not end in `text`.
         """

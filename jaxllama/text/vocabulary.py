@@ -44,7 +44,10 @@ class Vocabulary:
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of the texts, kinds and spelling of all tokens, in hexadecimal."""
+        """Return the SHA-256 of the texts, kinds and spelling of all tokens, in hexadecimal.
+
+        The spelling is the way in which the texts encode bytes.
+        """
         parts = ("\0".join(self.texts).encode("utf-8", "surrogatepass"), self.kinds)
         return hashlib.sha256(b"\0".join((*parts, bytes((self.spelling,))))).hexdigest()
 

@@ -62,7 +62,7 @@ def check_path(path: Path) -> None:
 
 
 def contents(path: Path) -> str:
-    """Describe a file by its size, or a folder by its first names, for an error message."""
+    """Describe a file by its size, or a folder by the first names in it, for an error message."""
     if path.is_file():
         return f"a file of {path.stat().st_size} bytes"
     try:

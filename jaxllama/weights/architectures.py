@@ -322,9 +322,9 @@ def by_gguf_name(name: object, where: str) -> Architecture:
 
 
 def class_name_of(model_type: str) -> str | None:
-    """Return the class name for a `model_type` of config.json; an unknown type is returned itself.
+    """Return the class name for a `model_type` of config.json.
 
-    None for an empty one.
+    An unknown type is returned unchanged; an empty type gives None.
     """
     names = {each.model_type: each.class_name for each in ARCHITECTURES}
     return names.get(model_type, model_type or None)
@@ -333,14 +333,14 @@ def class_name_of(model_type: str) -> str | None:
 def family_of(config: ModelConfig) -> Architecture:
     """Return the architecture under which a model with this configuration is written to a file.
 
-    Several architectures may describe the same model, and some properties have no place in any of
-    them. So the writer of a file must read it back and compare the configurations.
+    Several architectures may describe the same model, and some properties cannot be described by
+    any of them. So the writer of a file must read it back and compare the configurations.
     """
     return by_class_name(class_name_for(config), config.name)
 
 
 def class_name_for(config: ModelConfig) -> str:
-    """Return the class name of the first architecture that has a place for the model's properties.
+    """Return the class name of the first architecture that can describe the model's properties.
 
     This is LlamaForCausalLM unless a property needs another one.
     """

@@ -88,7 +88,8 @@ class Checkpoint(ABC):
     def read_part(self, name: str, index: Index) -> Stored:
         """Read the part `index`, one slice per axis, of a tensor as stored, into new memory.
 
-        Reads all of it by default; a format that can should read the part alone.
+        By default, read the whole tensor and return its part; a format that can should read the
+        part alone.
         """
         return part_of(self.read_stored(name), index)
 
@@ -111,14 +112,18 @@ class Checkpoint(ABC):
         """Close the files; may be called again."""
 
     def read(self, path: str, leaf: Leaf, index: Index | None = None) -> Stored:
-        """Read the weight with this parameter path, or part `index` of it, as the model has it."""
+        """Read the weight with this parameter path, or its part `index`, in the model's layout.
+
+        `leaf` has the shape of the whole weight. `index` has one slice per axis; None: the whole
+        weight.
+        """
         rule = self.table.get(path)
         if rule is None:
             raise BadTensors(f"{path} {list(leaf.shape)} has no place in this format")
         return read_weight(rule, leaf.shape, index, self._read_any)
 
     def _read_any(self, name: str, index: Index) -> Stored:
-        """Read the part `index` of the file's tensor `name` as stored; it may be all of it."""
+        """Read the part `index`, possibly the whole, of the file's tensor `name`, as stored."""
         is_whole = index == whole(self.shapes[name])
         return self.read_stored(name) if is_whole else self.read_part(name, index)
 

@@ -80,7 +80,7 @@ def open_without_waiting(path: str, flags: int) -> int:
 
 
 def stamp(status: os.stat_result) -> tuple[int, int]:
-    """Return size and modification time, of which a process that writes changes one.
+    """Return the size and the modification time of a file, to detect that it was written to.
 
     `status` is the file's status.
     """

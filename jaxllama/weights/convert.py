@@ -55,9 +55,9 @@ class Recipe:
     minimises_error: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for an unknown dtype, or a group that is odd or less than 2.
+        """Raise ConfigError for an unknown dtype, or a group size that is odd or less than 2.
 
-        A group is the inputs that share a scale.
+        The group size is the number of inputs that share a scale.
         """
         if self.dtype not in DTYPES or self.group < 2 or self.group % 2:  # noqa: PLR2004
             raise ConfigError(
@@ -84,7 +84,7 @@ class WeightError:
 def convert(
     source: Path, target: Path, recipe: Recipe, *, replaces: bool = False, progress: CountProgress
 ) -> list[WeightError]:
-    """Write the model at `source` to `target` as a checkpoint of our own, in the form of `recipe`.
+    """Write the model at `source` to `target` in jaxllama's own format, as `recipe` describes.
 
     Returns the error of every weight. `replaces` allows an existing target; `progress` gets the
     number of weights done and their total.

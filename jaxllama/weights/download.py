@@ -61,7 +61,7 @@ class PartialDownload:
     def size(self) -> int:
         """Return the number of bytes received so far; 0 if the download cannot be resumed.
 
-        That is so if no version name is stored, by which the server would know the same file.
+        A download can be resumed only if the server's name for the file's version was stored.
         """
         return self.file.stat().st_size if self.file.exists() and self.version.exists() else 0
 
@@ -83,8 +83,8 @@ class PartialDownload:
 def receive(url: str, part: PartialDownload, progress: Progress | None) -> None:
     """Request the bytes of `url` that `part`, the unfinished file, lacks, and append them to it.
 
-    Raise DownloadFailed if the server ends early. `progress`, if not None, is called with the bytes
-    received.
+    Raise DownloadFailed if the server ends early. `progress`, if not None, is called with a label,
+    the bytes received and those of the whole file (0: unknown).
     """
     with open_from(url, part) as answer:
         start, total = extent(answer)
@@ -126,7 +126,7 @@ def copy(
 def report(progress: Progress | None, label: str, done: int, total: int) -> None:
     """Call `progress(label, done, total)`; do nothing if `progress` is None.
 
-    `done` and `total` are numbers of bytes; `label` says what is done.
+    `label` names the download; `done` of its `total` bytes are received.
     """
     if progress is not None:
         progress(label, done, total)

@@ -209,7 +209,7 @@ def read_pooling(fields: CheckedFields) -> EncoderPooling:
 def tensor_names(family: EncoderFamily, layers: int) -> dict[str, str]:
     """Map the parameter path of every module to its name in the file.
 
-    Both lack `.weight` and `.bias`. `layers` is the number of layers.
+    Paths and names lack their last part, `.weight` or `.bias`. `layers` is the number of layers.
     """
     names: dict[str, str] = {}
     for path, name in family.names.items():

@@ -38,9 +38,9 @@ def export(
 ) -> None:
     """Write the model at `source` to `target` in the format `to`, a name in TARGETS.
 
-    `progress` is called with the tensors written and their number. Raises ConfigError if the target
-    exists and `replaces` is false, and UnsupportedModel if the format has no place for something in
-    the model.
+    `progress` is called with the number of tensors written and that of all tensors. Raises
+    ConfigError if the target exists and `replaces` is false, and UnsupportedModel if the format has
+    no place for something in the model.
     """
     if to not in TARGETS:
         raise ConfigError(f"--to is {to!r}; expected one of {', '.join(TARGETS)}")
@@ -59,7 +59,7 @@ class UnfinishedExport:
     target: Path
 
     def keep(self) -> None:
-        """Rename the complete file or folder to its target name; what had this name is replaced."""
+        """Rename the complete file or folder to its target name, and replace what has that name."""
         if self.target.is_dir() and not self.target.is_symlink():
             shutil.rmtree(self.target)
         self.path.replace(self.target)
@@ -104,9 +104,9 @@ def compare(config: ModelConfig, path: Path) -> None:
 
 
 def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
-    """Yield name and value of every field of `one` that has another meaning in `other`.
+    """Yield "name value" for every field of `one` that has another meaning in `other`.
 
-    The name of the model may differ.
+    The field `name` may differ.
     """
     for name in type(one).__dataclass_fields__:
         mine, theirs = (meaning_of(name, each) for each in (one, other))
@@ -123,9 +123,9 @@ def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
 
 
 def meaning_of(name: str, config: ModelConfig) -> object:
-    """Return the value of the field `name` of `config`, with its default put in where it is None.
+    """Return the value of the field `name` of `config`.
 
-    Only the query scale has such a default.
+    For a query scale of None, return its default, which depends on the size of a head.
     """
     if name == "query_scale":
         return config.query_scale or config.head_dim**-0.5

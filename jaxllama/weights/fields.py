@@ -67,28 +67,37 @@ class CheckedFields:
         return number
 
     def text(self, key: str, default: str = REQUIRED) -> str:
-        """Return field `key` as a string, or `default`; raise BadHeader if it is wrong."""
+        """Return field `key` as a string; `default` if it is absent.
+
+        Raise BadHeader if it is no string, or absent without a default.
+        """
         value = self._get(key, default)
         if not isinstance(value, str):
             raise self._wrong(key, value, "a string")
         return value
 
     def flag(self, key: str, default: bool = REQUIRED) -> bool:
-        """Return field `key` as a boolean, or `default`; raise BadHeader if it is wrong."""
+        """Return field `key` as a boolean; `default` if it is absent.
+
+        Raise BadHeader if it is no boolean, or absent without a default.
+        """
         value = self._get(key, default)
         if not isinstance(value, bool):
             raise self._wrong(key, value, "true or false")
         return value
 
     def items(self, key: str) -> list[object]:
-        """Return field `key` as a list, [] if it is absent; raise BadHeader if it is wrong."""
+        """Return field `key` as a list; [] if it is absent. Raise BadHeader if it is no list."""
         value = self._get(key, [])
         if not isinstance(value, list):
             raise self._wrong(key, value, "a list")
         return value
 
     def inner(self, key: str) -> "CheckedFields":
-        """Return the fields of the object `key`, none if it is absent; raise BadHeader if wrong."""
+        """Return the fields of the JSON object in field `key`; no fields if it is absent.
+
+        Raise BadHeader if it is no object.
+        """
         value = self._get(key, {})
         if not isinstance(value, dict):
             raise self._wrong(key, value, "an object")

@@ -32,7 +32,10 @@ def is_float8_method(method: CheckedFields) -> bool:
 
 
 def read_block(fields: CheckedFields) -> tuple[int, int]:
-    """Return rows and columns of the blocks that share a scale, by the fields of config.json."""
+    """Return how many rows and columns a block has; the weights of one block share a scale.
+
+    `fields` are those of config.json.
+    """
     stated = fields.inner("quantization_config").items("weight_block_size")
     match stated:
         case []:
@@ -61,8 +64,8 @@ def is_scale(name: str, dtypes: Mapping[str, str]) -> bool:
 def check_scale(name: str, scale: Shape, shape: Shape, block: tuple[int, int]) -> None:
     """Raise BadTensors unless scales of shape `scale` fit the matrix `name` of shape `shape`.
 
-    It may have one scale, one for each row, or one for each block; `block` is the number of rows
-    and of columns in a block.
+    A matrix may have one scale, one for each row, or one for each block; `block` is the number of
+    rows and of columns in a block.
     """
     blocks = tuple(-(-size // each) for size, each in zip(shape, block, strict=False))
     if len(shape) != len(block) or scale not in (*ONE, *per_row(shape), blocks):

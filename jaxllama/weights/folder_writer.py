@@ -37,8 +37,8 @@ def write_folder(
     """Write the model `source` as a Hugging Face folder at `path`, with dense weights.
 
     `dtype` is F32, F16 or BF16; None keeps the dtype of weights that are dense in the source and
-    writes packed ones in float32, which is exact. `progress` is called with the tensors written and
-    their number.
+    writes packed ones in float32, which is exact. `progress` is called with the number of tensors
+    written and that of all tensors.
     """
     from jaxllama.text.exchange import as_files  # noqa: PLC0415 - heavy
 
@@ -218,7 +218,10 @@ def rope_fields(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def as_llama3(config: ModelConfig) -> Rope:
-    """Return Llama 3's scaling rule if it gives the model's frequencies, else the model's rule."""
+    """Return the model's rotary embedding in Llama 3's form, if that gives the same frequencies.
+
+    Otherwise return the rotary embedding of `config` unchanged.
+    """
     wanted, _ = frequencies(config.rope, config.head_dim)
     for factor in LLAMA3_FACTORS:
         rope = Rope(config.rope.theta, "llama3", factor)

@@ -110,7 +110,8 @@ def pack_q8_0(blocks: UInt8[np.ndarray, "O B 34"]) -> Packed:
 def pack_q4_0(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
     """Convert Q4_0 blocks, of one float16 scale and 32 codes around 8, to a Packed matrix.
 
-    The minimum is -8 times the scale: an exact float16, else scales become float32.
+    Each minimum is -8 times the scale. If one of these is too large for float16, scales and minima
+    become float32.
     """
     scales = halves(blocks, 0)
     if not (np.abs(scales) <= LARGEST_EIGHTH).all():

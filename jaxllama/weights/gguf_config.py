@@ -29,9 +29,10 @@ FACTORS = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
 
 
 def read_config(header: GgufHeader, path: Path) -> ModelConfig:
-    """Return the configuration of the model at `path` by its metadata and its tensors.
+    """Return the configuration of the model at `path`, from metadata and tensors in `header`.
 
-    Raise BadHeader if they contradict each other, UnsupportedModel if it cannot run.
+    Raise BadHeader if metadata and tensors contradict each other, UnsupportedModel if the engine
+    cannot run the model.
     """
     where = path.name
     fields = CheckedFields(header.metadata, where)
@@ -91,9 +92,10 @@ def find_architecture(fields: CheckedFields) -> Architecture:
 
 
 def read_mixture(fields: CheckedFields, architecture: str) -> Experts | None:
-    """Return the number of experts, those used per token and their width; None without experts.
+    """Return the number of experts, how many of them a token uses, and their width.
 
-    `architecture` is the name with which the metadata's keys begin.
+    None: the model has no experts. `architecture` is the name with which the metadata's keys
+    begin.
     """
     count = fields.whole(f"{architecture}.expert_count", 0, low=0, high=MAX_HEADS)
     if count == 0:
@@ -278,7 +280,10 @@ def read_rope(fields: CheckedFields, architecture: str, factors: Factors) -> Rop
 
 
 def read_local_rope(fields: CheckedFields, family: Architecture) -> Rope | None:
-    """Return the rotary embedding of layers with a sliding window; None if it is the common one."""
+    """Return the rotary embedding of the layers with a sliding window.
+
+    None: it is that of the other layers.
+    """
     if family.local_theta is None:
         return None
     return Rope(fields.real(f"{family.gguf}.rope.freq_base_swa", family.local_theta, above=1))

@@ -87,7 +87,7 @@ class Metadata(Mapping[str, object]):
         return len(self._values)
 
     def count(self, key: str) -> int | None:
-        """Return the number of items of an array without decoding them; None if it is no array."""
+        """Return the length of the array in field `key` without decoding it; None if no array."""
         value = self._values.get(key)
         return value.count if isinstance(value, ArrayField) else None
 
@@ -253,7 +253,7 @@ def check_version(cursor: Cursor, where: str) -> None:
 
 
 def read_value(cursor: Cursor, key: str) -> object:
-    """Read the value of the metadata key `key`; of an array, only its position is kept."""
+    """Return the value of the metadata key `key`; for an array, its type, length and position."""
     kind = cursor.number(U32, key)
     if kind == STRING:
         return cursor.string(key)

@@ -36,7 +36,8 @@ LARGEST = float(np.finfo(np.float16).max)
 def write_gguf(kind: str, source: Checkpoint, path: Path, progress: CountProgress) -> None:
     """Write the model `source` to a GGUF file at `path`; `kind` is the GGUF type of its matrices.
 
-    Vectors are written in float32. `progress` is called with the tensors written and their number.
+    Vectors are written in float32. `progress` is called with the number of tensors written and that
+    of all tensors.
     """
     from jaxllama.text.exchange import as_metadata  # noqa: PLC0415 - heavy
 
@@ -123,7 +124,7 @@ def add_scales(writer: gguf.GGUFWriter, config: ModelConfig, family: Architectur
 def add_rope(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
     """Write the metadata of the rotary embedding, with the key prefix of the architecture `family`.
 
-    Frequency divisors of single pairs are left out: they are tensors.
+    Frequency divisors, one for each rotated pair, are left out: GGUF stores them as tensors.
     """
     rope, scaling = config.rope, f"{family.gguf}.rope.scaling"
     writer.add_rope_freq_base(rope.theta)
@@ -146,7 +147,10 @@ def add_rope(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture)
 
 
 def rotary_factors(config: ModelConfig) -> dict[str, np.ndarray]:
-    """Return the divisors of rotated pairs, by the names of the tensors that GGUF keeps them in."""
+    """Return the frequency divisors, one for each rotated pair, by the names of their GGUF tensors.
+
+    {} if the rotary embedding needs none.
+    """
     rope = config.rope
     if rope.scaled_factors:
         long = rope.long_factors or rope.factors

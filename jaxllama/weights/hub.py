@@ -60,8 +60,8 @@ class HubModel:
     def fetch(self, target: Path, progress: Progress | None) -> None:
         """Download weights, configuration and tokenizer, but no code, to the folder `target`.
 
-        The folder gets this name when it is complete and checked. Raise DownloadFailed if that
-        fails.
+        The folder gets its name when it is complete and checked. `progress`, if not None, is called
+        once, before the download. Raise DownloadFailed if a download or the check fails.
         """
         part = target.with_name(f"{target.name}.part")
         with hub_errors(self.repo):
@@ -101,7 +101,7 @@ class HubModel:
         return files[0] if len(files) == 1 else target
 
     def choose(self, files: Sequence[str]) -> list[str]:
-        """Return the repository's files that are needed.
+        """Return those of the repository's `files` that have to be downloaded.
 
         Raise DownloadFailed if there is no clear choice.
         """
@@ -129,9 +129,9 @@ class HubModel:
 
 
 def parts_of(file: str, files: Sequence[str]) -> list[str]:
-    """Return the files of `files` that are parts of the split GGUF file `file`.
+    """Return the names in `files` of all parts of the split GGUF model that `file` is a part of.
 
-    Return `file` itself if its name is not that of a part.
+    Return `file` alone if its name is not that of a part.
     """
     match = PART.fullmatch(file)
     if match is None:
@@ -154,9 +154,9 @@ class HubEncoder(HubModel):
         return target
 
     def choose(self, files: Sequence[str]) -> list[str]:
-        """Return the repository's files that are needed.
+        """Return those of the repository's `files` that have to be downloaded.
 
-        Raise DownloadFailed if it has no safetensors files.
+        Raise DownloadFailed if none is a safetensors file.
         """
         kept = [name for name in files if ENCODER_KEPT.fullmatch(name)]
         if not any(name.endswith(".safetensors") for name in kept):
@@ -185,7 +185,7 @@ def hub_encoder(model: str) -> HubEncoder:
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Convert errors of the hub's library, or its absence, to DownloadFailed.
+    """Within the context, convert errors of the hub's library, or its absence, to DownloadFailed.
 
     The error names the repository `repo`.
     """

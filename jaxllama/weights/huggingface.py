@@ -165,7 +165,7 @@ class HuggingFaceCheckpoint(Checkpoint):
     def read_stored(self, name: str) -> Stored:
         """Read one tensor in the file's own precision; a quantised matrix stays packed.
 
-        Float8 times its scales becomes float32.
+        Float8 weights are multiplied by their scales and returned in float32.
         """
         matrix = self._quantized.get(name)
         if matrix is not None:

@@ -161,10 +161,11 @@ def read_scales(fields: CheckedFields, family: Architecture, width: int) -> dict
 def read_mixture(
     fields: CheckedFields, family: Architecture, layers: int, tensors: int
 ) -> Experts | None:
-    """Return the number of experts, those used per token and their width; None without experts.
+    """Return the number of experts, how many of them a token uses, and their width.
 
-    `family` has the defaults of absent fields, `layers` is the number of layers. Raise BadHeader if
-    `tensors`, the number of tensors in the files, is too small for so many experts.
+    None: the model has no experts. `family` has the defaults of absent fields, `layers` is the
+    number of layers. Raise BadHeader if `tensors`, the number of tensors in the files, is too small
+    for so many experts.
     """
     if family.experts is None:
         return None
@@ -284,10 +285,10 @@ def read_ropes(
 
 
 def read_rope(fields: CheckedFields, rule: CheckedFields, theta: float, max_context: int) -> Rope:
-    """Return the rotary embedding that `rule`, the object `rope_scaling` or alike, describes.
+    """Return the rotary embedding that `rule`, a JSON object such as `rope_scaling`, describes.
 
-    `theta` is the base frequency if the rule has none, `max_context` the model's context length.
-    Raise UnsupportedModel for unknown types.
+    `fields` are all fields of config.json, `theta` is the base frequency if `rule` has none, and
+    `max_context` the model's context length. Raise UnsupportedModel for unknown types.
     """
     theta = rule.real("rope_theta", theta, above=1)
     if any(isinstance(value, dict) for value in rule.values.values()):
@@ -315,8 +316,8 @@ def read_longrope(
 ) -> Rope:
     """Return Phi-3's rotary embedding, with other frequency divisors for long texts than for short.
 
-    `rule` is the object that holds them, `theta` the base frequency, `max_context` the model's
-    context length.
+    `rule` is the JSON object that holds the divisors, `fields` are all fields of config.json,
+    `theta` is the base frequency, `max_context` the model's context length.
     """
     stated = "original_max_position_embeddings"
     holder = fields if fields.has(stated) else rule
@@ -337,7 +338,7 @@ def read_longrope(
 
 
 def read_factors(rule: CheckedFields, key: str) -> tuple[float, ...]:
-    """Return the RoPE factors, one per rotated pair, of the list `key` in a config's `rule`.
+    """Return the frequency divisors in list `key` of `rule` (`rope_scaling`), one per rotated pair.
 
     Raises BadHeader unless they are positive numbers.
     """
@@ -398,7 +399,8 @@ def read_yarn(rule: CheckedFields, theta: float, max_context: int) -> Rope:
 def trained_context(rule: CheckedFields, max_context: int) -> int:
     """Return the context length of the model's training, before it was stretched.
 
-    `rule` is the object that describes the stretching; without the field, it is `max_context`.
+    `rule` is the JSON object that describes the stretching. If it does not state the length, return
+    `max_context`.
     """
     return rule.whole("original_max_position_embeddings", max_context, high=MAX_CONTEXT)
 
@@ -406,6 +408,6 @@ def trained_context(rule: CheckedFields, max_context: int) -> int:
 def yarn_scale(factor: float, mscale: float) -> float:
     """Return YaRN's factor on cosines and sines for a context stretched by `factor`.
 
-    `mscale` is DeepSeek's field of that name, the weight of the stretch's logarithm.
+    `mscale`, a field of DeepSeek's config.json, is the weight of log(`factor`) in the result.
     """
     return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0

@@ -64,8 +64,8 @@ class Transpose(Step):
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
         """Return which part of the input holds part `index` of the result.
 
-        It is `index` with its last two slices swapped. Also return the index of all of that part,
-        because all of it is used.
+        It is `index` with its last two slices swapped. Also return the index of the whole converted
+        part, because all of it is used.
         """
         del shape
         inner = (*index[:-2], *index[:-3:-1])
@@ -79,7 +79,7 @@ class UnpairRope(Step):
     head_dim: int
 
     def apply(self, stored: Stored) -> Stored:
-        """Reorder the rows of each head: the two rows of a rotated pair get half a head apart."""
+        """Move the two rows of each rotated pair, now side by side, half a head apart."""
         return move_rows(stored, self._move)
 
     def shape(self, shape: Shape) -> Shape:
@@ -87,7 +87,7 @@ class UnpairRope(Step):
         return shape
 
     def inverse(self) -> Step:
-        """Return the step that moves the rows of each rotated pair side by side again."""
+        """Return the step that moves the two rows of each rotated pair side by side again."""
         return PairRope(self.head_dim)
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
@@ -129,7 +129,7 @@ class Shift(Step):
     amount: float
 
     def apply(self, stored: Stored) -> Stored:
-        """Add the number to every value."""
+        """Add this step's constant to every value of a dense tensor; return the sums in float32."""
         if isinstance(stored, Packed):
             raise ValueError("a packed matrix cannot be shifted; expected a dense tensor")
         return stored.astype(np.float32) + np.float32(self.amount)
@@ -139,13 +139,13 @@ class Shift(Step):
         return shape
 
     def inverse(self) -> Step:
-        """Return the step that subtracts the number."""
+        """Return the step that subtracts this step's constant."""
         return Shift(-self.amount)
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return `index` itself: every number stays in its place.
+        """Return `index` itself, since every number stays in its place.
 
-        Also return the index of all of that part, because all of it is used.
+        Also return the index of the whole converted part, because all of it is used.
         """
         del shape
         return index, whole(tuple(each.stop - each.start for each in index))

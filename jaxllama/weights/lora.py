@@ -204,8 +204,8 @@ def read_pairs(
 ) -> Iterator[tuple[str, AdapterPair]]:
     """Yield the parameter path and the two matrices of every weight that the adapter changes.
 
-    B is multiplied by the adapter's scale, which `settings` has. Raise BadTensors, before the first
-    one, if names, shapes or types of tensors in `file` do not fit the model.
+    Matrix B is multiplied by the adapter's scale from `settings`. Raise BadTensors, before the
+    first pair, if names, shapes or types of tensors in `file` do not fit the model.
     """
     weights = adapted_weights(model)
     found, problems = sort_tensors(file, weights)

@@ -104,8 +104,9 @@ def read_ffn_width(
 ) -> int:
     """Return the width of the feed-forward: as stated, by Meta's rule, or as the tensors have it.
 
-    The rule: two thirds of four times `width`, times a factor, up to a whole multiple. `width` is
-    the length of a hidden state; `shapes` are those of the tensors in the first of `shards` shards.
+    Meta's rule: two thirds of four times `width`, times a factor, rounded up to a multiple. `width`
+    is the length of a hidden state; `shapes` are those of the tensors in the first of `shards`
+    shards.
     """
     if fields.has("hidden_dim"):
         return fields.whole("hidden_dim")

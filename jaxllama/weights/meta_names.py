@@ -50,5 +50,8 @@ def meta_table(config: ModelConfig, shards: int = 1, embedding: Join = COLUMNS) 
 
 
 def sharded(shard: int | str, name: str) -> str:
-    """Return the name for tensor `name` of shard number `shard`, such as `0/norm.weight`."""
+    """Return the name for tensor `name` of shard number `shard`, such as `0/norm.weight`.
+
+    `shard` may also be a placeholder for the number, such as `{n}`.
+    """
     return f"{shard}/{name}"

@@ -66,10 +66,10 @@ TUNED = re.compile("(meta)?(.*?)(it|instruct|chat|chatv1.0)?")
 
 
 def spelled_like(name: str, names: Iterable[str]) -> str | None:
-    """Return the entry of `names` that `name` is another spelling of; None if there is none.
+    """Return the model name in `names` that `name` stands for; None if there is none.
 
-    Other spellings are `Qwen3-0.6B` or `llama3.2:1b-instruct`. The family alone is enough where
-    there is one size: `tinyllama`.
+    `name` may have another spelling, such as `Qwen3-0.6B` or `llama3.2:1b-instruct`. The family
+    alone, such as `tinyllama`, is enough where there is one size.
     """
     wanted, known = letters_of(name), list(names)
     same = [each for each in known if letters_of(each) == wanted]

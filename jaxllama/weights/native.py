@@ -194,7 +194,7 @@ class NativeCheckpoint(Checkpoint):
         self._next = known[::-1]
 
     def read_stored(self, name: str) -> Stored:
-        """Read one weight; weights that are expected after it are read at the same time."""
+        """Read one weight, and start to read the next weights that were passed to `expect`."""
         reading = self._ahead.pop(name, None)
         if reading is None:  # in another order than expected: what is ahead makes room
             self._next += reversed(self._ahead)
@@ -210,10 +210,10 @@ class NativeCheckpoint(Checkpoint):
         return self._start(name, index).result()
 
     def _read_ahead(self, held: int) -> None:
-        """Start to read expected weights, while all in memory take no more than the largest weight.
+        """Start to read the next of the weights that were passed to `expect`.
 
-        `held` is the number of bytes of the weight that the caller waits for, which counts too. At
-        most MOST_AHEAD weights are read ahead.
+        Weights that are read ahead, at most MOST_AHEAD, and the weight that the caller waits for,
+        of `held` bytes, take together no more memory than the largest weight of the model.
         """
         forms, largest = self._manifest.weights, max(self._bytes.values())
         held += sum(self._bytes[name] for name in self._ahead)
@@ -341,7 +341,10 @@ def check_forms(folder: Path, manifest: Manifest, fields: CheckedFields) -> None
 
 
 def is_packable(form: StoredForm) -> bool:
-    """Say whether bits, sizes and groups (of inputs that share a scale) of a packed matrix fit."""
+    """Say whether a packed matrix can have the bits, shape and group size that `form` states.
+
+    The group size is the number of inputs that share a scale.
+    """
     return (
         form.bits in (4, 5, 6, 8)
         and len(form.shape) in (2, 3)

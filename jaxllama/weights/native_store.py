@@ -102,7 +102,7 @@ class ArrayStore:
             self.finish()
 
     def finish(self) -> None:
-        """Write all arrays to the disk that `write` still holds back."""
+        """Write to the disk all arrays that `write` has kept in memory until now."""
         if self._batch is not None:
             with write_errors(self._folder):
                 self._batch.commit_async().result()

@@ -87,10 +87,11 @@ def check_foreign(folder: Path, tensors: Entries) -> None:
 
 
 def guess(qweight: str, tensors: Entries) -> tuple[str, None, None, int]:
-    """Return the scheme that the tensors suggest: method, None, None and the offset of zeros.
+    """Return the scheme that the tensors suggest: method, None, None and an offset.
 
-    The two None stand for bits and group size, which no file states. AWQ and GPTQ are told apart by
-    the shapes of the tensor `qweight` and its scales.
+    The two None stand for bits and group size, which no file states; the offset is to be added to
+    the zero points in the file. AWQ and GPTQ are told apart by the shapes of the tensor that is
+    named `qweight` and of its scales.
     """
     scales = tensors.get(qweight.removesuffix("qweight") + "scales")
     is_awq = scales is not None and scales.shape[-1:] != tensors[qweight].shape[-1:]
@@ -230,9 +231,9 @@ class QuantizedMatrix:
     def _common_group(self, group_of: Int[np.ndarray, " I"]) -> int:
         """Return the largest group size with which no group mixes inputs of different scales.
 
-        `group_of` is the number of each input's scale, in rising order. All groups get this size;
-        if the last group of a file is shorter than the others, it is their common divisor. Raise
-        BadTensors if it is odd or too small.
+        `group_of` has the number of each input's scale, in rising order. If the last group in the
+        file is shorter than the others, the result is the greatest common divisor of both sizes.
+        Raise BadTensors if the result is odd or too small.
         """
         starts = np.flatnonzero(np.diff(group_of)) + 1
         size = math.gcd(*map(int, starts), len(group_of))
@@ -325,7 +326,7 @@ def is_part(name: str, matrices: Mapping[str, QuantizedMatrix]) -> bool:
 def matrix_of(stem: str, scheme: Scheme, tensors: Entries) -> QuantizedMatrix:
     """Build the quantised matrix from its tensors, whose names begin with `stem`.
 
-    `tensors` has all tensors of the folder by name. Raise BadTensors if one of the matrix is
+    `tensors` has all tensors of the folder by name. Raise BadTensors if a tensor of the matrix is
     missing or has a wrong type or shape.
     """
     names = PARTS[scheme.method]

@@ -73,7 +73,11 @@ def from_generation_config(folder: Path) -> dict[str, object]:
 
 
 def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
-    """Return the sampler settings in the `general.sampling` keys of a GGUF file, by our names."""
+    """Return the sampler settings in the `general.sampling` keys of a GGUF file.
+
+    The keys of the result are this engine's names of the settings; an unknown setting keeps the key
+    of the file.
+    """
     found: dict[str, object] = {}
     for key in metadata:
         name = key.removeprefix(GGUF_PREFIX)
@@ -83,7 +87,7 @@ def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
 
 
 def is_set(value: object) -> bool:
-    """Say whether a field turns its setting on: it is not null, false, 0, 1 or empty."""
+    """Say whether a field has an effect on sampling: null, false, 0, 1, [] and {} have none."""
     return value not in (None, False, 0, 1, [], {})
 
 

@@ -75,7 +75,7 @@ class Concatenate(Join):
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
         """Return the shapes of the `count` parts of a tensor of shape `shape`, cut along the axis.
 
-        The first parts are one larger if its size is no multiple of `count`.
+        If the size of the axis is no multiple of `count`, the first parts are larger by one.
         """
         ranges = self._ranges(shape, count)
         return [with_axis(shape, self.axis, stop - start) for start, stop in ranges]
@@ -146,7 +146,7 @@ class Copies(Join):
         return [shape] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
-        """Return part `index` of tensor 0 alone, since the others are copies of it."""
+        """Say that only part `index` of tensor 0 is needed: return {0: index}."""
         del shape, count
         return {0: index}
 
@@ -241,7 +241,7 @@ def read_weight(rule: Rule, shape: Shape, index: Index | None, read: ReadPart) -
 def restore(
     table: Mapping[str, Rule], paths: Iterable[str], read: Callable[[str], Stored]
 ) -> Iterator[tuple[str, Stored]]:
-    """Yield name and value of every tensor of a file that is to be written from our weights.
+    """Yield name and value of every tensor to write to a file, computed from the model's weights.
 
     `table` has the file's rules by parameter path, `paths` are the weights to write, and
     `read(path)` returns a weight in the layout of the model.

@@ -238,8 +238,9 @@ def read_modules(folder: Path) -> dict[str, str]:
 
 
 def check_steps(names: list[str], count: int, where: str) -> None:
-    """Raise UnsupportedModel unless the modules are Transformer, Pooling and perhaps Normalize.
+    """Raise UnsupportedModel unless the modules are Transformer, Pooling, Normalize, in this order.
 
+    Normalize, or both Pooling and Normalize, may be missing.
     `names` are the modules of the file `where` in order, without repeats; `count` is the number of
     modules in the file, repeats included.
     """
@@ -281,7 +282,10 @@ def read_length(folder: Path) -> tuple[int | None, bool]:
 
 
 def tokenizer_limit(folder: Path) -> int | None:
-    """Return the most tokens by tokenizer_config.json; None if it states no bound."""
+    """Return the most tokens of a text that tokenizer_config.json allows; None if it has no limit.
+
+    A number outside the range that this engine supports counts as no limit.
+    """
     path = folder / "tokenizer_config.json"
     value = read_json(path).values.get("model_max_length") if path.exists() else None
     is_bound = isinstance(value, int) and not isinstance(value, bool) and 4 <= value <= MAX_CONTEXT  # noqa: PLR2004
@@ -324,10 +328,10 @@ def read_prompts(folder: Path) -> SentencePrompts:
 
 
 def renamed(tensors: Located, prefix: str) -> dict[str, tuple[TensorFile, str]]:
-    """Map plain names to the file of the tensor and its own name in that file.
+    """Map the plain name of each tensor to its file and its name in that file.
 
-    A plain name is the tensor's name without `prefix`, and with today's names of norms in place of
-    old ones such as `gamma`. `tensors` maps own names to files.
+    A plain name is the name in the file without `prefix`, and with today's names of norms in place
+    of old ones such as `gamma`. `tensors` maps the names in the files to the files.
     """
     found = {}
     for name, file in tensors.items():

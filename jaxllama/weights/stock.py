@@ -28,7 +28,7 @@ class StockedModel:
 
 
 def stocked() -> list[StockedModel]:
-    """Return the models in the store, by name; files that are no models are left out."""
+    """Return the models in the store, sorted by name; files that are no models are left out."""
     with disk_errors():
         return sorted(find_models(store_folder()), key=lambda model: model.name)
 
@@ -73,7 +73,10 @@ def find_models(folder: Path) -> Iterator[StockedModel]:
 
 
 def opened_path(path: Path) -> Path:
-    """Return the path to open: the entry itself, or the only GGUF model in a folder."""
+    """Return the path to open for a file or folder of the store.
+
+    It is `path` itself, or the only GGUF model in this folder.
+    """
     files = first_parts(path) if path.is_dir() else []
     return files[0] if len(files) == 1 else path
 

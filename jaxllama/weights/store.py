@@ -48,7 +48,8 @@ class ModelSource(Protocol):
     def fetch(self, target: Path, progress: Progress | None) -> None:
         """Download the model to `target`, complete and checked or not at all.
 
-        The caller locks the store meanwhile.
+        `progress`, if not None, is called with a label, the bytes so far and their total. The
+        caller locks the store meanwhile.
         """
 
     def model(self, target: Path) -> Path:
@@ -63,7 +64,10 @@ class WebModel:
 
     @property
     def file(self) -> str:
-        """Return a digest of the address with its last part, as two sites may use one file name."""
+        """Return the file name in the store: a digest of the address, and the address's last part.
+
+        The digest keeps files of the same name from two sites apart.
+        """
         last = re.split("[?#]", self.url)[0].rpartition("/")[2]
         name = last if re.fullmatch(PLAIN, last, re.ASCII) else "model"
         return f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{name}"
@@ -79,7 +83,7 @@ class WebModel:
     def fetch(self, target: Path, progress: Progress | None) -> None:
         """Download the file to `target`, resuming where the last attempt stopped.
 
-        `progress`, if not None, is called with what was received.
+        `progress`, if not None, is called with a label, the bytes received and their total.
         """
         fetch(self.url, target, check=self.check, progress=progress)
 
@@ -92,7 +96,10 @@ NAMES: dict[str, ModelSource] = {**MODELS}
 
 
 def recommended_for(path: Path) -> dict[str, object]:
-    """Return the sampler settings for the named model at `path`; {} for any other model."""
+    """Return the sampler settings to recommend for the model at `path`, if it has a built-in name.
+
+    {} for any other model, or if no settings are known.
+    """
     for name, source in NAMES.items():
         if path.name == source.file and source.is_there(path):
             return RECOMMENDED.get(name, {})
@@ -104,7 +111,8 @@ def resolve(
 ) -> Path:
     """Return the path of a model given by name, address, file or folder; download it if missing.
 
-    With `encoder`, hf:owner/name is an encoder's repository.
+    None is the default model. `progress`, if not None, is called with a label, the bytes so far and
+    their total. With `encoder`, hf:owner/name is an encoder's repository.
     """
     is_hub_encoder = encoder and isinstance(model, str) and model.startswith("hf:")
     source = hub_encoder(str(model)) if is_hub_encoder else find_source(model)
@@ -124,7 +132,9 @@ def resolve(
 def pull(model: str | Path | None = None, *, progress: Progress | None = None) -> Path:
     """Return the path of a model given by name, address, file or folder; download it if missing.
 
-    A model that is there is checked first, and downloaded again if it is damaged.
+    A model that is in the store is checked first, and downloaded again if it is damaged. None is
+    the default model. `progress`, if not None, is called with a label, the bytes so far and their
+    total.
     """
     source = find_source(model)
     if isinstance(source, Path):

@@ -72,8 +72,8 @@ def part_of(stored: Stored, index: Index) -> Stored:
 def between_groups(inputs: slice, packed: Packed) -> slice:
     """Return the range of groups that a range of inputs covers; a group shares one scale.
 
-    Raise ValueError if the range `inputs` cuts a group, or if the inputs of `packed` are sorted
-    (`order`) and the range is not all of them.
+    Raise ValueError if the range `inputs` cuts a group, or if the inputs of `packed` are
+    reordered (field `order`) and the range is not all of them.
     """
     width, group = packed.shape[-2], packed.group
     if (inputs.start, inputs.stop) == (0, width):
@@ -143,7 +143,7 @@ def merged(
     """Return one Packed matrix made of several of the same form.
 
     `parts` are these matrices. `join` makes one array from a list of them and is applied to codes,
-    scales and minima. `order` is the order of inputs of the result; None if they are not sorted.
+    scales and minima. `order` is the order of inputs in the result; None: the original order.
     """
     minima = [each.minima for each in parts if each.minima is not None]
     return dataclasses.replace(
@@ -168,7 +168,10 @@ def minima_around_middle(scales: np.ndarray) -> np.ndarray:
 
 @cache
 def products_of_halves() -> np.ndarray:
-    """Return -8 times every float16 number, in an array that is indexed by the number's bits."""
+    """Return -8 times every float16 number, as an array of 65,536 products.
+
+    The index of a product is the float16 number's bit pattern, read as an integer.
+    """
     with np.errstate(all="ignore"):
         return np.arange(1 << 16, dtype=np.uint16).view(np.float16) * np.float16(-MIDDLE)
 

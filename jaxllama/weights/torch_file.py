@@ -37,14 +37,23 @@ class TorchParts(ABC):
 
     @abstractmethod
     def size(self, part: str) -> int | None:
-        """Return the size of a part in bytes; None if it does not exist."""
+        """Return the size in bytes of a part; None if it does not exist.
+
+        `part` is the path of a file within the checkpoint, such as `data.pkl` or `data/0`.
+        """
 
     @abstractmethod
     def read(self, part: str, start: int, count: int) -> UInt8[np.ndarray, " B"]:
-        """Read `count` bytes of a part, from its byte `start` on, into new memory."""
+        """Read `count` bytes of the part `part`, from its byte `start` on, into new memory.
+
+        `part` is the path of a file within the checkpoint, such as `data/0`.
+        """
 
     def is_compressed(self, part: str) -> bool:
-        """Say whether reading a few bytes of a part takes as long as reading all."""
+        """Say whether `part`, a file within the checkpoint, is compressed.
+
+        If it is, reading a few bytes takes as long as reading all.
+        """
         del part
         return False
 
@@ -68,7 +77,7 @@ class ZippedParts(TorchParts):
             raise
 
     def size(self, part: str) -> int | None:
-        """Return the size of the entry `part` when it is unpacked."""
+        """Return the unpacked size in bytes of the zip file's entry `part`; None without one."""
         entry = self._archive.entries.get(self._root + part)
         return None if entry is None else entry.size
 
@@ -103,7 +112,7 @@ class UnpackedParts(TorchParts):
         self._folder = folder
 
     def size(self, part: str) -> int | None:
-        """Return the size of the file `part`."""
+        """Return the size in bytes of the file `part` in the folder; None if it does not exist."""
         if not (self._folder / part).exists():
             return None
         file = BinaryFile(self._folder / part)

@@ -337,7 +337,10 @@ class Machine:
             self.refuse(f"has protocol {version}; expected {PROTOCOLS[0]} to {PROTOCOLS[-1]}")
 
     def refuse(self, what: str) -> NoReturn:
-        """Raise BadHeader with the name of the file and `what` is wrong with the pickle."""
+        """Raise BadHeader, which names the file and says what is wrong with the pickle.
+
+        `what` completes a sentence that begins "the pickle", such as "has protocol 9".
+        """
         raise BadHeader(f"{self._where}: the pickle {what}")
 
     def _result(self) -> object:

@@ -180,8 +180,8 @@ def watch(
 ) -> int:
     """Run `command`, which downloads `total` bytes into `folder`; return its exit code.
 
-    `progress`, if not None, is called with the size of the folder; error messages of the command go
-    to `errors`.
+    `progress`, if not None, is called with a label, the bytes in the folder and `total`. Error
+    messages of the command go to `errors`.
     """
     environment = os.environ | {"TMPDIR": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     process = subprocess.Popen(

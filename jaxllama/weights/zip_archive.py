@@ -125,8 +125,8 @@ class ZipArchive:
     def _data_offset(self, start: int, raw_name: bytes, method: int) -> int:
         """Return the offset of an entry's bytes, which follow its local header at offset `start`.
 
-        Raise BadHeader unless name and compression method in the local header are `raw_name` and
-        `method`, those of the directory.
+        `raw_name` and `method` are name and compression method by the central directory. Raise
+        BadHeader if the local header has others.
         """
         raw = self._file.read(start, LOCAL.size + len(raw_name)).tobytes()
         fields = LOCAL.unpack_from(raw)
@@ -165,9 +165,10 @@ def read_directory(file: BinaryFile) -> tuple[bytes, int]:
 
 
 def read_end64(file: BinaryFile, end: int) -> tuple[int, ...]:
-    """Return the fields of the directory's 64-bit end record, and the record's offset.
+    """Return what the 64-bit end record of a zip file says, and the record's offset.
 
-    `end` is the offset of the 32-bit end record, before which a locator points to the other one.
+    The values are this disk, the directory's first disk, the entries on this disk, all entries, the
+    directory's size and offset, and the record's offset. `end` is the offset of the 32-bit record.
     """
     where = file.path.name
     if end >= LOCATOR64.size:
@@ -213,7 +214,10 @@ def wide_values(extra: bytes) -> list[int]:
 
 
 def checked_name(raw: bytes, where: str) -> str:
-    """Return the name of an entry; refuse a path that leads out of a folder."""
+    """Return the name of an entry as text; raise BadHeader if it is no path inside the archive.
+
+    The error names the zip file `where`.
+    """
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -224,7 +228,7 @@ def checked_name(raw: bytes, where: str) -> str:
 
 
 def check_apart(entries: list[ZipEntry], file: BinaryFile) -> None:
-    """Raise BadHeader if two entries share bytes, or one leaves the file."""
+    """Raise BadHeader if two entries share bytes, or one extends beyond the end of the file."""
     before: ZipEntry | None = None
     for entry in sorted(entries, key=lambda entry: entry.start):
         if before is not None and before.offset + before.packed > entry.start:

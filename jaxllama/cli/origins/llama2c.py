@@ -59,9 +59,10 @@ def translate(given: TheirValues) -> list[str]:
 
 
 def context_of(checkpoint: str, positions: int) -> int | None:
-    """Return the context for this many positions: at most the model's limit; for 0, that limit.
+    """Return the value of --context for a number of positions; None: the default of jaxllama.
 
-    None: the default of our command, for a model that is no file here.
+    The value is at most the model's limit; for 0 positions it is that limit. If there is no file
+    `checkpoint`, the limit is not known: the result is then `positions`, or None for 0.
     """
     if not Path(checkpoint).is_file():
         return positions or None

@@ -123,8 +123,9 @@ def move_held(
     """Apply adjusters (samplers) that read only the logits of the tokens that a row contains.
 
     Returns `old` with new logits. `names` are these adjusters, `adjusting` holds their knobs and
-    rows, and `ops` are the kernels' operations. The adjusters see a vocabulary that has the places
-    of the row: the id of a token is the place at which it first occurs.
+    rows, and `ops` are the kernels' operations. The adjusters get one logit for each position of
+    the row, not for each token of the vocabulary. The id of a token is then the first position at
+    which it occurs in the row.
     """
     rows = adjusting.rows
     count = jnp.where(adjusting.some(names), rows.length, 0)
@@ -147,8 +148,9 @@ def ask(
 ) -> Float[Array, "S N"]:
     """Call the adjuster (a sampler) `name` for every row of `logits`; return the new logits.
 
-    `adjusting` holds its knobs and token sets. The N logits of a row are those of the vocabulary or
-    of the tokens in the row; `rows` has the facts about each row that the adjuster may use.
+    `adjusting` holds the adjuster's knobs and token sets. The N logits of a row are those of the
+    vocabulary or of the tokens in the row; `rows` has the facts about each row that the adjuster
+    may use.
     """
 
     def one(sampler: Sampler, logits: Float[Array, " N"], row: Rows) -> Float[Array, " N"]:

@@ -40,10 +40,11 @@ class SamplerBank:
     ) -> None:
         """Order the samplers; raise BrokenPlugin or KnobClash for samplers that cannot be used.
 
-        `vocab` is the number of tokens, `candidates` that of the candidates for filters,
-        `top_logprobs` that of the tokens in a list of likely ones; `body` names the kernels.
-        `texts` returns the text of every token, for samplers with token sets. Without `trial` the
-        samplers are not traced here; `Programs` traces them before it compiles programs.
+        `vocab` is the number of tokens of the model. `candidates` is the number of likeliest tokens
+        that filters get at first. `top_logprobs` is the length of a list of likely tokens. `body`
+        names the kernels. `texts` returns the text of every token, for samplers with token sets.
+        Without `trial` the samplers are not traced here; `Programs` traces them before it compiles
+        programs.
         """
         self.knobs = catalogue(samplers)
         self.vocab = vocab

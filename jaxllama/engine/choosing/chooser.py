@@ -211,11 +211,11 @@ class TokenChooser:
         return jax.lax.cond(jnp.any(filtered), draw_filtered, lambda others: others, draws)
 
     def _shown(self, draws: Draws) -> Draws:
-        """Fill `shown` of `draws`: the drawn token's log-probability in each shaper's input.
+        """Return `draws` with `shown` filled, for rows in which no shaper acts.
 
-        A shaper is a sampler that changes all logits of a row; some observe the drawn token and
-        need this. Here it is set for rows without an active shaper, where that input would be the
-        final logits.
+        A shaper is a sampler that changes all logits of a row. For each shaper that observes drawn
+        tokens, `shown` has the log-probability of the drawn token before that shaper. Without an
+        active shaper, this is the final log-probability.
         """
         memories = [name for name, kind in self.shapers.items() if remembers(kind)]
         return draws._replace(shown=dict.fromkeys(memories, draws.logprob))
@@ -240,10 +240,10 @@ class TokenChooser:
         logprob: Float[Array, " S"],
         drawn: Draws,
     ) -> Bank:
-        """Let samplers that keep state observe the drawn tokens; return the bank after it.
+        """Let samplers that keep state observe the drawn tokens; return `bank` with the new state.
 
-        `watching` has, for each such sampler, the mask of the rows in which it observes. `logprob`
-        is the log-probability of each drawn token by the model's own logits.
+        `watching` has, for each such sampler, the mask of the rows in which it observes. `drawn`
+        has the drawn tokens, `logprob` the log-probability of each by the model's own logits.
         """
 
         def one(sampler: Sampler, chosen: tuple[Array, ...]) -> Sampler:

@@ -269,8 +269,9 @@ def token_id(name: str, key: object) -> int:
 def encode_knob(value: object, spec: KnobSpec) -> np.ndarray | Pairs:
     """Encode one checked value as arrays of one row: a number, a padded list or padded pairs.
 
-    It is the value of a knob, a sampler's parameter, declared by `spec`. None is encoded as its
-    `off`. A text becomes the padded list of numbers that the spec's own encoder makes of it.
+    `value` is the value of a knob, a sampler's parameter, which `spec` declares. None is encoded as
+    the `off` of the knob. A text becomes the padded list of numbers that the spec's own encoder
+    makes of it.
     """
     dtype = DTYPES[spec.kind]
     if spec.by_token:
@@ -305,17 +306,21 @@ def flat(phrases: Sequence[object]) -> list[int]:
 
 
 def encode_state(start: object) -> np.ndarray:
-    """Encode the start value of a sampler's state as an array; raise BrokenPlugin if no number."""
+    """Encode the start value of a sampler's state as an array.
+
+    Raises BrokenPlugin if `start`, the value, is not a number.
+    """
     if type(start) not in DTYPES:
         raise BrokenPlugin(f"state(start={start!r}); expected a number")
     return np.asarray(start, DTYPES[type(start)])
 
 
 def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sampler:
-    """Build a sampler's values for one row: encoded knobs, and the state that its `start` derives.
+    """Build a sampler's values for one row: encoded knobs, and the state at the first token.
 
-    `kind` is the sampler's class, `knobs` are the request's values by name. Raises BrokenPlugin if
-    `start` fails or returns something else.
+    `kind` is the sampler's class, `knobs` are the request's values by name. The sampler's method
+    `start` may change the state. Raises BrokenPlugin if `start` fails, or if it does not return a
+    sampler of this class with arrays of the same shapes.
     """
     specs, sets = knobs_of(kind), token_sets_of(kind)
     leaves = {
@@ -343,7 +348,7 @@ def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sa
 
 
 def switches_on(kind: type[Sampler], knobs: Mapping[str, object]) -> bool:
-    """Say whether these knobs turn the sampler on."""
+    """Say whether `knobs`, a request's values by name, turn on a sampler of class `kind`."""
     return any(turns_on(knobs.get(name), spec) for name, spec in knobs_of(kind).items())
 
 
@@ -357,9 +362,10 @@ def turns_on(value: object, spec: KnobSpec) -> bool:
 
 
 def same_shape(name: str, old: np.ndarray, new: object) -> np.ndarray:
-    """Convert an array that `start` returned to the type of `old`.
+    """Return `new` as an array with the type of `old`; raise BrokenPlugin for another shape.
 
-    Raises BrokenPlugin if its shape differs; `name` is the sampler's name for the message.
+    `old` is a field of a sampler, `new` the value that the sampler's own `start` gave it. `name` is
+    the sampler's name for the message.
     """
     leaf = np.asarray(new, old.dtype)
     if leaf.shape != old.shape:

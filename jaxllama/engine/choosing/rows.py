@@ -75,7 +75,7 @@ def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
 
 @scoped
 def with_chances(rows: Rows, names: Sequence[str]) -> Rows:
-    """Fill `chances`: the random number of each row for each of the samplers `names`.
+    """Return `rows` with `chances` filled: a random number per row for each sampler in `names`.
 
     All are computed at once, because separate code for each sampler compiles slowly.
     """
@@ -104,7 +104,10 @@ def code_of(name: str) -> UInt32[Array, ""]:
 
 
 def some(on: Iterable[Bool[Array, " S"]], rows: Rows) -> Bool[Array, " S"]:
-    """Return a mask of the rows in which at least one of the masks `on` is true."""
+    """Return a mask of the rows in which at least one of the masks `on` is true.
+
+    Of `rows`, only their number counts; it is needed if `on` is empty.
+    """
     return functools.reduce(jnp.logical_or, on, jnp.zeros_like(rows.active))
 
 

@@ -58,9 +58,9 @@ def plan(
 ) -> Shaping:
     """Decide for each row which shapers act before the filters, and which after them.
 
-    Both are samplers: a shaper changes all logits of a row, a filter drops tokens. Only for rows of
-    the mask `active`. `kinds` and `shapers` hold the class and the knobs of each shaper by its
-    name.
+    A shaper is a sampler that changes all logits of a row; a filter is a sampler that drops tokens.
+    In rows outside the mask `active` no shaper acts. `kinds` and `shapers` hold the class and the
+    knobs of each shaper by its name.
     """
     on = {name: active & switched_on(shapers[name]) for name in kinds}
     late = {
@@ -83,8 +83,8 @@ def shape(
 
     A shaper is a sampler that changes all logits of a row. `kinds` has the shapers' classes by
     name, `shaping` their knobs, `on` the mask of rows for each. `totals_of` returns the log-sum-exp
-    of rows. The temperature comes before the first shaper of order 0 or more. Also returns the
-    input of each late shaper that observes, by its name.
+    of rows. The temperature is applied just before the first shaper of order 0 or more. Also
+    returns, by name, the input of each shaper that observes drawn tokens.
     """
     shown: dict[str, Shown] = {}
     is_heated = False

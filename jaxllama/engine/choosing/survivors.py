@@ -58,7 +58,7 @@ def draw_survivors(
     listed: int,
     together: bool = False,
 ) -> Draws:
-    """Draw one token per row among its `width` likeliest candidates that all filters keep.
+    """Draw one token per row from those of its `width` likeliest tokens that all filters keep.
 
     If a filter keeps even the last of these candidates, it might keep further tokens. Such a row is
     drawn again from more candidates, up to the whole vocabulary, so the result never depends on
@@ -186,8 +186,8 @@ def spread(
     """Return entropy (nats) and number of the remaining candidates of each row.
 
     `best` holds these candidates, `given` the logits of all tokens. In rows of the mask `fresh`, to
-    which no filter has been applied yet, all tokens of the vocabulary count. The compiler drops
-    what the filter does not read.
+    which no filter has been applied yet, all tokens of the vocabulary count. XLA removes the
+    computation of a result that is not used.
     """
     every = (given.logits - given.best[:, None]) / given.early[:, None]
     of_all = entropy(every, jax.nn.logsumexp(every, axis=-1))

@@ -181,7 +181,10 @@ def expect_row(name: str, made: Any, row: Sampler) -> None:
 
 
 def blank_row(name: str) -> Rows:
-    """Make one row of 8 tokens for tracing; its random number is fixed, to trace faster."""
+    """Make one row of 8 tokens, to trace the sampler called `name`.
+
+    The row's random number is a constant, because this is faster to trace.
+    """
     return Rows(
         tokens=jnp.zeros(8, jnp.int32),
         length=jnp.int32(1),

@@ -62,7 +62,7 @@ def prompt(
     span: PromptSpan,
     window: int | None,
 ) -> tuple[Array, Layer]:
-    """Compute attention of a run of tokens of one slot, and store their keys and values.
+    """Compute attention of consecutive prompt tokens of one slot, and store keys and values.
 
     `rotation` has the rotary tables, `layer` is one layer of the KV cache; `span` says which slot,
     from which column on, and how many rows are real. `window` limits how many columns a token
@@ -89,8 +89,8 @@ def missing() -> str:
 def refuses(model: ModelConfig, parts: int) -> str:
     """Return why the C++ kernels cannot run this model over `parts` devices; "" if they can.
 
-    Plain attention beside the other kernels would change bits, so a model whose head size has no
-    kernel is refused whole.
+    A model whose head size has no C++ attention kernel is refused, because plain JAX attention
+    rounds differently.
     """
     if model.head_dim not in SIZES:
         return (
@@ -120,7 +120,7 @@ def without_kernel(model: ModelConfig, parts: int) -> str:
 def takes(model: ModelConfig, parts: int) -> bool:
     """Say whether the kernels can compute the model's experts over `parts` devices.
 
-    They can on one device, with silu, and with widths in whole blocks.
+    They can on one device, with silu, and with widths that are multiples of BLOCK.
     """
     widths = (model.width, model.experts.width if model.experts else 0)
     return parts == 1 and model.activation == "silu" and not any(each % BLOCK for each in widths)

@@ -60,7 +60,7 @@ def attend_prompt(
     span: PromptSpan,
     window: int | None = None,
 ) -> tuple[Float[Array, "L O"], Cache]:
-    """Store a run of tokens in one slot; each attends up to itself. Consumes `cache`.
+    """Store consecutive tokens in one slot; each attends up to itself. Consumes `cache`.
 
     `qkv` has [query heads, key heads, value heads] side by side, not yet rotated. `span` is the
     slot, the first column and the number of real rows; rows past these write nothing and return

@@ -95,9 +95,9 @@ def draw(
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Return the log-probability of the given token of every row in the mask `active`.
+    """Return the log-probability, at temperature 1, of one token per row: `token`.
 
-    Reads the logits once.
+    Only results of rows in the mask `active` have a meaning. Reads the logits once.
     """
     rows, vocab = check(logits, active=active, token=token)
     (found,) = run(
@@ -126,10 +126,10 @@ def set_aside(
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
 ) -> HeldTokens:
-    """Return the logits of the first `count` tokens that each row of `tokens` contains.
+    """Return the logits of the tokens that each row already contains.
 
-    `tokens` are the ids of prompt and answer, padded. Reads the tokens twice and never the whole
-    vocabulary.
+    `tokens` are the ids of each row's prompt and answer, padded after the first `count` ids. Reads
+    the tokens twice and never the whole vocabulary.
     """
     rows, _ = check(logits, count=count)
     library.loaded()
@@ -187,7 +187,7 @@ def run(
     room: list[jax.ShapeDtypeStruct],
     in_place: dict[int, int] | None = None,
 ) -> list[Array]:
-    """Call the C++ kernel for `name`; return its results without its scratch arrays.
+    """Call the C++ kernel `jaxllama_choose_{name}`; return its results without scratch arrays.
 
     `given` are its arguments, `results` the shapes and types of its results, `room` those of the
     scratch arrays it needs. `in_place` maps the index of an argument to that of the result that

@@ -60,10 +60,10 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
     """Tile the matrices of a group: weights of 32 outputs lie together, as the kernels read them.
 
-    A group is matrices that multiply the same rows. Returns several sets of tiles, one for each
-    kind of storage, if the group may be stored so. Else returns one set, in which matrices of
-    different kinds become float32. On several devices, each gets its part of the queries, keys and
-    values. `to` is the devices and the dtype of dense weights.
+    A group is matrices that multiply the same rows. Returns one set of tiles, or one for each kind
+    of storage in a group whose outputs are used apart, such as queries, keys and values. Where
+    matrices of different kinds must share a set, they become float32. On several devices, each gets
+    its part of the queries, keys and values. `to` is the devices and the dtype of dense weights.
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
@@ -85,7 +85,7 @@ def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
 
 
 def experts_side_by_side(group: MatrixGroup) -> MatrixGroup:
-    """Return a group of matrices with all experts of each side by side: [in, experts * out]."""
+    """Return the group with one matrix [in, experts * out] for each stack [experts, in, out]."""
 
     def joined(value: HostMatrix) -> HostMatrix:
         if not isinstance(value, Packed):

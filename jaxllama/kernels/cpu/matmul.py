@@ -179,7 +179,8 @@ def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -
 def stored(weight: Tiled) -> tuple[Array, Array, Array]:
     """Return the codes, scales and steps of a matrix as arguments of the C++ kernels.
 
-    An empty array stands for each of these that the matrix does not have.
+    Where a matrix has steps, a scale is a number in the scales array times a step. An empty array
+    stands for an array that the matrix does not have.
     """
     scales = or_empty(weight.scales, jnp.uint16)
     return weight.codes, scales, or_empty(weight.steps, jnp.uint8)

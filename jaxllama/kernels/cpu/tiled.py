@@ -71,7 +71,7 @@ class Tiled:
 
     @property
     def shared(self) -> int:
-        """Return how many inputs have to lie on the same device, as they share a scale or unit."""
+        """Return how many inputs must be on one device, as they share a scale or its factor."""
         return EIGHT * BLOCK if self.steps is not None else self.group
 
     @property
@@ -123,7 +123,8 @@ def tile_values(kind: Kind, tiled: np.ndarray) -> Float[np.ndarray, "G B T"]:
 def low_bits(tiled: np.ndarray) -> np.ndarray:
     """Return the low four bits of the codes of one tile.
 
-    The shape is [blocks, halves of inputs, 4, halves of outputs, 16, 4].
+    `tiled` has the bytes that hold these bits, [blocks, 512]. The result is [blocks, 2 halves of
+    the inputs, 4 quarters of a half, 2 halves of the outputs, 16 outputs, 4 inputs].
     """
     bytes_ = tiled.reshape(len(tiled), 4, 2, HALF, 4)
     return np.stack([bytes_ & 15, bytes_ >> 4], axis=1)
@@ -132,8 +133,8 @@ def low_bits(tiled: np.ndarray) -> np.ndarray:
 def high_bits(kind: Kind, tiled: np.ndarray) -> np.ndarray:
     """Return the bits of one tile's codes above the low four, shifted so that `|` adds them.
 
-    `kind` is how the matrix is stored, `tiled` the tile's bytes. The result has the shape of that
-    of `low_bits`; four-bit codes have no such bits and give 0.
+    `kind` is how the matrix is stored, `tiled` has the bytes that hold these bits. The axes are
+    those of the result of `low_bits`; four-bit codes have no such bits and give 0.
     """
     if kind == "q4":
         return np.zeros(1, np.uint8)
@@ -146,7 +147,10 @@ def high_bits(kind: Kind, tiled: np.ndarray) -> np.ndarray:
 
 
 def scales_and_minima(tiled: Tiled) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scale and the minimum of every code, each [tiles, blocks, 1 or 32, 32] float32."""
+    """Return the scales and the minima of a matrix's codes, in float32.
+
+    Both broadcast to [tiles, blocks, 32 inputs, 32 outputs].
+    """
     scales = np.asarray(tiled.scales)
     scales = (scales.view(np.float16) if scales.dtype == np.uint16 else scales).astype(np.float32)
     if tiled.kind == "q6":

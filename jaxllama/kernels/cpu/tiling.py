@@ -79,8 +79,9 @@ def tile_pair(
 def can_tile(matrix: PackedMatrix) -> bool:
     """Say whether a packed matrix can be stored in tiles of 32 outputs with the same values.
 
-    It needs whole blocks of inputs and groups that fit them; for six bits it depends on the scales
-    too.
+    The number of inputs and the number that share a scale must be multiples of 32. With six-bit
+    codes, 16 inputs must share a scale, and every scale must be exactly a float16 times a signed
+    byte.
     """
     least, width = least_group(matrix.bits), matrix.codes.shape[1] * codes_per_byte(matrix.bits)
     if matrix.group % least or width % BLOCK:
@@ -157,9 +158,10 @@ def tile_matrices(
 
 
 def tiling_input(matrix: Any) -> TilingInput:
-    """Check a packed matrix and find the code that means 0 and the shift of its codes.
+    """Check a packed matrix; return it with the code that means 0 and the shift of its codes.
 
-    Raises ValueError if it cannot be stored in tiles of 32 outputs.
+    The shift is added to signed codes of five and six bits, so that they start at 0. Raises
+    ValueError if the matrix cannot be stored in tiles of 32 outputs.
     """
     codes, scales = np.ascontiguousarray(matrix.codes), np.asarray(matrix.scales)
     minima = None if matrix.minima is None else np.asarray(matrix.minima)
@@ -202,9 +204,9 @@ def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
 
 
 def unify_inputs(sources: list[TilingInput]) -> list[TilingInput]:
-    """Convert matrices to the same zero code, kind of minima and type of scales.
+    """Return the matrices with equal zero codes and scale dtypes, and minima in all or in none.
 
-    Raises ValueError if their bits, groups or widths differ.
+    A zero code is the code that means 0. Raises ValueError if bits, groups or widths differ.
     """
     first = sources[0]
     for each in sources:
@@ -249,8 +251,8 @@ def with_minima(source: TilingInput) -> TilingInput:
 def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count: int) -> Tiled:
     """Tile packed matrices into `count` tiles: codes with the C++ library, scales with NumPy.
 
-    `sources` are the matrices after `unify_inputs`. A tile holds the weights of 32 outputs.
-    `places` says for each matrix where its outputs go.
+    `sources` are the matrices, made alike by `unify_inputs`. A tile holds the weights of 32
+    outputs. `places` says for each matrix where its outputs go.
     """
     first = sources[0]
     blocks = first.codes.shape[1] * (2 if first.bits == 4 else 1) // BLOCK  # noqa: PLR2004
@@ -352,8 +354,9 @@ def find_steps(
 ) -> bool:
     """Factor each row of `numbers` into float16 units and small whole steps; False if impossible.
 
-    Fills `units` and `steps`, so that unit * step is exactly the number. A unit serves 8 numbers in
-    a row, or 16 with `is_signed`; then a step is a signed byte, else 0 or more.
+    Fills `units` and `steps`, so that unit * step is exactly the number. Eight consecutive numbers
+    share a unit, and a step is 0 or more; with `is_signed`, sixteen share it, and a step is a
+    signed byte.
     """
     return bool(
         library.loaded().jaxllama_find_steps(

@@ -79,7 +79,7 @@ class TiledWeight(UnfusedWeight):
         return matmul.normed_swiglu(x, weight, eps, self.parts[0], active, add)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Return the embedding of every token; `vocab` is the number of tokens on all devices.
+        """Return the embedding of every token; `vocab` is the vocabulary size over all devices.
 
         Where the vocabulary is split, each device looks up its own tokens.
         """
@@ -141,8 +141,8 @@ def summed(
 ) -> Float[Array, "L O"]:
     """Return x · weight + bias + add, where each device has a part of the inputs and of `tiled`.
 
-    The products of all devices are added up, and the bias (a part of `tiled`) and `add` once. `add`
-    None: left out. Rows not in the mask `active` (None: all) have a product of 0.
+    The product is summed over the devices; then the bias (a part of `tiled`) and `add` are added
+    once. `add` None: left out. Rows not in the mask `active` (None: all) have a product of 0.
     """
     part = matmul.normed_matmul(x, None, 0.0, dataclasses.replace(tiled, bias=None), active)
     y = add_up(part, "model")

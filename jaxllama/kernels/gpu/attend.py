@@ -113,12 +113,13 @@ def attend_rows(
 def step_kernel(
     qkv: Any, cos: Any, sin: Any, place: Any, *refs: Any, shape: StepShape, sides: int
 ) -> None:
-    """Compute attention of one row and key/value head over PART of the cache columns (Pallas).
+    """Compute attention of one row and key/value head over PART cache columns (Pallas).
 
-    Inputs: `qkv` as in `attend_rows`, the rotary tables `cos` and `sin`, and `place`, each row's
-    newest column (-1: inactive). `refs` are the arrays of the cache layer (`sides` of them) as
-    inputs, the same as outputs, then three outputs that `combine` reads: weighted values, largest
-    scores and sums of weights. The row's new key and value are written to the cache.
+    Inputs: `qkv`, for every row all heads of queries, then of keys, then of values; the rotary
+    tables `cos` and `sin`; and `place`, each row's newest column (-1: inactive). `refs` are the
+    arrays of the cache layer (`sides` of them) as inputs, the same as outputs, then three outputs
+    that `combine` reads: weighted values, largest scores and sums of weights. The row's new key and
+    value are written to the cache.
     """
     cache, out, tops, totals = refs[sides : 2 * sides], *refs[2 * sides :]
     row, head, part = (pl.program_id(axis) for axis in range(3))

@@ -97,9 +97,10 @@ def tiling_of(rows: int, inward: int, packed: Packed) -> Tiling | None:
 def packed_kernel(x: Any, codes: Any, *refs: Any, tiling: Tiling, group: int) -> None:
     """Multiply all rows by one block of outputs, over one part of the inputs (Pallas).
 
-    Inputs: `x`, for 4 bits with even and odd inputs apart, and `codes`. `refs` are the scales, the
-    minima if there are any, and the output [parts, rows, outputs], whose parts the caller adds up.
-    `tiling` has the block sizes; `group` is the number of inputs that share a scale.
+    Inputs: `x` [halves, inputs, rows], with two halves for 4-bit codes (even and odd inputs), else
+    one; and `codes`. `refs` are the scales, the minima if there are any, and the output [parts,
+    rows, outputs], whose parts the caller adds up. `tiling` has the block sizes; `group` is the
+    number of inputs that share a scale.
     """
     *sides, out = refs
     stored = codes.shape[1]

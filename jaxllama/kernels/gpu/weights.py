@@ -62,7 +62,7 @@ class JoinedWeight(UnfusedWeight):
         return matmul.multiply_dense(x, part, 1 if self.by_output else 0)
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Return the embedding of every token; `vocab` is the number of tokens on all devices.
+        """Return the embedding of every token; `vocab` is the vocabulary size over all devices.
 
         Where the vocabulary is split, each device looks up its own tokens.
         """

@@ -33,9 +33,9 @@ def refuses(model: ModelConfig, parts: int) -> str:
 
 
 def prompt_tile(slots: int) -> int:
-    """Return how many prompt tokens are computed at a time.
+    """Return how many prompt tokens are computed at a time, with `slots` slots.
 
-    As many as a decode step of `slots` slots computes, so that sums are equal.
+    They are as many as the rows that a decode step computes, so that both round sums alike.
     """
     return max(slots, ROW_TILE)
 

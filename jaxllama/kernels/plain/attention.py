@@ -171,7 +171,8 @@ def fold_block(
 
     `qkv` are the queries of all rows and the block's keys and values; `seen` masks the columns that
     each row may attend to; `carry` is the largest score, the sum of weights and the weighted values
-    so far. `cap` limits scores, None: no limit. A block that no row may see changes no bit.
+    so far. `cap` limits scores, None: no limit. The carry of a row that may see no column of the
+    block stays bit-identical.
     """
     q, k, v = qkv
     top, total, out = carry

@@ -150,7 +150,7 @@ def draw(
 def logprob(
     logits: Float[Array, "S V"], token: Int32[Array, " S"], active: Bool[Array, " S"]
 ) -> Float[Array, " S"]:
-    """Return the log-probability of the given token of every row; `active` has no effect."""
+    """Return the log-probability of one token per row, `token`; `active` has no effect."""
     del active
     return at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
@@ -159,10 +159,10 @@ def logprob(
 def take_held(
     logits: Float[Array, "S V"], tokens: Int32[Array, "S T"], count: Int32[Array, " S"]
 ) -> HeldTokens:
-    """Return the logits of the first `count` tokens that each row of `tokens` contains.
+    """Return the logits of the tokens that each row already contains.
 
-    `tokens` are the ids of prompt and answer, padded; the logits have the same positions as the
-    ids.
+    `tokens` are the ids of each row's prompt and answer, padded after the first `count` ids. The
+    logits have the same positions as the ids.
     """
     vocab, width = logits.shape[1], tokens.shape[1]
     place = jnp.arange(width, dtype=jnp.int32)
@@ -221,8 +221,8 @@ def close_ranks(
     """Drop the candidates that are not in the mask `keep`, in the rows where `on` is true.
 
     If that would drop all candidates of a row, none is dropped. `best` holds the candidates; the
-    kept ones move to the front (by the function `move`) and their shares are recomputed. Also
-    returns the id of each row's last kept candidate, without meaning in other rows.
+    kept ones move to the front (by the function `move`) and their probabilities are recomputed.
+    Also returns the id of each row's last kept candidate, without meaning where `on` is false.
     """
     alive = best.logits > -jnp.inf
     keep = keep & alive
@@ -240,10 +240,10 @@ def close_ranks(
 def first_past(
     weights: Float[Array, "S C"], reached: Float[Array, "S C"], target: Float[Array, " S"]
 ) -> Int32[Array, " S"]:
-    """Return the first entry of each row whose cumulative weight exceeds the row's `target`.
+    """Return the index of the first entry of each row whose cumulative weight exceeds `target`.
 
     `reached` are the cumulative sums of `weights`. Entries of weight 0 are never returned. If
-    rounding leaves no such entry, returns the last one with weight.
+    rounding leaves no such entry, returns the index of the last entry with weight.
     """
     has_weight = weights > 0
     past = has_weight & (reached > target[:, None])

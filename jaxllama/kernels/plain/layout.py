@@ -164,7 +164,10 @@ def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> A
 
 
 def place_packed(value: Packed, axes: Axes, mesh: Mesh) -> Packed:
-    """Copy the arrays of a packed matrix to the devices; `axes` names the axes [out, in]."""
+    """Copy the arrays of a packed matrix, stored [out, in], to the devices of a mesh.
+
+    `axes` are the logical axes of its outputs and inputs, in this order.
+    """
 
     def put(part: Any) -> Array:
         return place(part, shard_shape(mesh, part.shape, axes))

@@ -25,7 +25,8 @@ PROMPT_BLOCKS = (512, 256, 128)  # the same for a prompt; the first that divides
 def cache_arrays(size: CacheSize, dtype: str) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Return shapes and types of the arrays of one cache layer.
 
-    Raises ConfigError for a dtype without a kernel.
+    `size` has the numbers of slots, key/value heads and columns, and the size of a head; `dtype` is
+    that of the cache. Raises ConfigError for a dtype without a kernel.
     """
     if dtype not in STORED:
         raise ConfigError(

@@ -88,9 +88,10 @@ def by_rows(rows: int, array: Array) -> pl.BlockSpec:
 
 
 def next_rows(position: Int32[Array, " S"], rows: int) -> Int32[Array, " S"]:
-    """Return, for each slot, the first active slot from it on in its grid iteration, or S.
+    """Return, for each slot, the index of the next active slot, which may be the slot itself.
 
-    A grid iteration has `rows` slots; `position` is below 0 for inactive ones.
+    Only slots of the same grid iteration count, which has `rows` slots; without a next active slot
+    the result is S, the number of all slots. `position` is below 0 for inactive slots.
     """
     slots = position.shape[0]
     place = jnp.arange(slots)
@@ -102,10 +103,10 @@ def next_rows(position: Int32[Array, " S"], rows: int) -> Int32[Array, " S"]:
 def attend_kernel(rows: int, parts: int, window: int | None, cap: float | None, *refs: Any) -> None:
     """Compute attention for the active ones of `rows` slots, a block of columns at a time (Pallas).
 
-    `refs` are the inputs (positions, result of `next_rows`, queries, the new column and the cache
-    layer of `parts` arrays), the outputs (result and layer), and scratch: a RunningSoftmax, a
-    buffer for each array of the layer, and semaphores. `window` limits the columns, `cap` the
-    scores; None: no limit.
+    `refs` are the inputs (positions, the next active slot of each slot, queries, the new column and
+    the cache layer of `parts` arrays), the outputs (result and layer), and scratch: a
+    RunningSoftmax, a buffer for each array of the layer, and semaphores. `window` limits the
+    columns, `cap` the scores; None: no limit.
     """
     position, upcoming, queries, *new = refs[: 3 + parts]
     out, *layer = refs[3 + 2 * parts : 4 + 3 * parts]

@@ -64,7 +64,8 @@ def unit_of(inputs: int) -> int:
 def can_group(matrix: Packed) -> bool:
     """Say whether the TPU kernels can read a packed matrix.
 
-    The number of inputs that share a scale has to fit the inputs unpacked at a time.
+    The number of inputs that share a scale has to be a divisor or a multiple of the number of
+    inputs unpacked at a time.
     """
     inputs, group = padded(matrix.shape[0], LANES), matrix.group
     unit = unit_of(inputs)
@@ -86,7 +87,7 @@ def zero_of(matrix: Packed) -> int | None:
 def grouped(matrix: Packed, zero: int | None) -> GroupedMatrix:
     """Convert a packed matrix to the TPU kernels' storage, on the host.
 
-    `zero` is what `zero_of` returned; with None the minima are stored.
+    `zero` is the code that stands for the weight 0; None: there is none, and the minima are stored.
     """
     inward, outward = matrix.shape
     inputs, outputs = padded(inward, LANES), padded(outward, LANES)

@@ -72,7 +72,7 @@ def units_of(matrix: GroupedMatrix, count: int, unit: int) -> int:
     """Choose how many units of inputs one block of the kernel has.
 
     A unit is the `unit` inputs that the kernel unpacks at a time; the matrix has `count` of them.
-    The choice is as many as fit into INPUTS and keep the scales aligned.
+    The choice is as many units as have at most INPUTS inputs and keep the scales aligned.
     """
     tile = SUBLANES[matrix.scales.dtype.itemsize]
 
@@ -84,7 +84,10 @@ def units_of(matrix: GroupedMatrix, count: int, unit: int) -> int:
 
 
 def outputs_of(outputs: int, most: int) -> int:
-    """Return the largest divisor of `outputs` in steps of LANES that is at most `most`."""
+    """Return the largest divisor of `outputs` that is at most `most` and a multiple of LANES.
+
+    `most` is a multiple of LANES.
+    """
     return next(each for each in range(most, 0, -LANES) if outputs % each == 0)
 
 

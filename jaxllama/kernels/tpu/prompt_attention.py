@@ -130,7 +130,7 @@ def attend_kernel(taken: int, window: int | None, cap: float | None, *refs: Any)
         RunningSoftmax(*state).begin()
 
     def attend_rows(number: Array, _: None) -> None:
-        """Add the block to group `number` of the rows: code for all at once compiles slowly."""
+        """Add the block to group `number` of the rows; all rows at once would compile slowly."""
         rows = pl.ds(pl.multiple_of(number * part, part), part)
         softmax = RunningSoftmax(*(each.at[rows] for each in state))
         q = queries[0, rows]

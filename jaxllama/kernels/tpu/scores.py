@@ -54,7 +54,7 @@ class RunningSoftmax(NamedTuple):
         """Add the scores of a block to the softmax; return the weights of its values.
 
         `seen` masks the columns that count, `cap` limits scores (None: no limit). A block of which
-        no column counts changes no bit.
+        no column counts changes nothing.
         """
         scores = scores if cap is None else cap * jnp.tanh(scores / cap)
         scores = jnp.where(seen, scores, HIDDEN)

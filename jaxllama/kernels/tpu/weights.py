@@ -138,7 +138,7 @@ class GroupWeight(UnfusedWeight):
         return [y + part for y, part in zip(found, split_outputs(add, group), strict=True)]
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
-        """Return the embedding of every token; `vocab` is the number of tokens on all devices.
+        """Return the embedding of every token; `vocab` is the vocabulary size over all devices.
 
         Where the vocabulary is split, each device looks up its own tokens.
         """

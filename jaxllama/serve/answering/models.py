@@ -19,8 +19,8 @@ class ModelBody(RequestShape, kw_only=True):
 def check_model(asked: str | None, model: Model) -> str:
     """Return the model name for the answer; raise HttpError if `asked` is another model.
 
-    None stands for the served model. For endpoints that cannot apply a LoRA adapter: its name is
-    refused.
+    `asked` None stands for the served model. For endpoints that cannot apply a LoRA adapter: raises
+    InvalidParameter for an adapter's name.
     """
     if asked in model.adapters and asked not in model.names:
         raise InvalidParameter(

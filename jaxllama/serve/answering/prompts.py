@@ -10,8 +10,9 @@ PromptField = str | list[str | int | list[int]]  # one text, texts, one list of 
 def as_prompts(prompt: PromptField, name: str = "prompt", limit: str = "prompts") -> list[Prompt]:
     """Convert one text or list of token ids, or a list of these, to a list of prompts.
 
-    `name` is the request's field, for errors; `limit` names the bound on the number of prompts.
-    Raises InvalidParameter for a list that is empty or mixes these kinds.
+    `name` is the request's field, for errors; `limit` is the name of the server's limit on the
+    number of prompts. Raises InvalidParameter for a list that is empty, too long or mixes these
+    kinds.
     """
     if isinstance(prompt, str):
         return [prompt]

@@ -56,7 +56,7 @@ async def vectors_of_encoder(  # noqa: PLR0913 - options of the encoder
 
     `prompt_name` chooses one of the encoder's prefixes for texts, None: its default. `truncate`
     cuts texts that are too long; `dimensions` keeps so many numbers of each vector, None: all. The
-    engine's thread computes them when it is the client's turn in the queue; they occupy no slot.
+    engine's thread computes the vectors when it is the client's turn in the queue, without a slot.
     """
     encoder = served.encoder
     to_ids = partial(encoder.ids, prompt_name=prompt_name, truncate=truncate)
@@ -70,7 +70,10 @@ async def vectors_of_encoder(  # noqa: PLR0913 - options of the encoder
 
 
 def question_of(encoder: Encoder, part: list[list[int]]) -> Question[np.ndarray]:
-    """Return the engine task that computes the vectors of the texts in `part`, without a slot."""
+    """Return the engine task that computes the vectors of several texts; it occupies no slot.
+
+    `part` has the token ids of each text.
+    """
     return Question(lambda _: encoder.encode_in_steps(part), sum(map(len, part)), slots=0)
 
 

@@ -82,10 +82,11 @@ async def write_answer(  # noqa: PLR0913 - options of the answer
 def explainable_knobs(
     knobs: Mapping[str, Any], *, stream: bool | None, answers: int
 ) -> dict[str, Any]:
-    """Return the knobs of a request with `explain`: those given, and max_tokens, MOST by default.
+    """Return the knobs of a request with `explain`; a missing max_tokens becomes MOST.
 
-    `stream`: the request asks for a stream; `answers`: how many answers it asks for. Raises
-    InvalidParameter for a stream, several answers, or a max_tokens of 0 or above MOST.
+    `knobs` are those of the request. `stream`: the request asks for a stream; `answers`: how many
+    answers it asks for. Raises InvalidParameter for a stream, several answers, or a max_tokens of 0
+    or above MOST.
     """
     if stream or answers != 1:
         raise InvalidParameter(

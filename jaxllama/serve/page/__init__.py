@@ -83,7 +83,11 @@ class Page(Dialect):
     name = "page"
 
     def __init__(self, root_dialect: str | None = None) -> None:
-        """Make the routes of the pages; `root_dialect` has the path `/`, None: the first page."""
+        """Make the routes of the pages.
+
+        `root_dialect` is the name of the HTTP API that gets the path `/`; None: the first page gets
+        it.
+        """
         super().__init__()
         self._has_root = has_root(self, root_dialect)
 

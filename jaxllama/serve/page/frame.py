@@ -46,7 +46,10 @@ class Frame:
     """Makes the HTML document of each page."""
 
     def __init__(self, folder: Traversable, pages: Sequence[Entry], *, has_root: bool) -> None:
-        """Read the frame from `folder`; `has_root`: the first page's address is `/`."""
+        """Read the HTML template of all pages from `folder`; `pages` are the pages, in order.
+
+        `has_root`: the address of the first page is `/`.
+        """
         self._folder, self._pages, self._has_root = folder, pages, has_root
         self._text = self._read("frame")
 

@@ -49,9 +49,10 @@ def ending_of(body: ConversationParams) -> Ending:
 
 
 def turns_of(message: MessageParam, where: str) -> Iterator[Json]:
-    """Yield the chat messages for one of Anthropic's: one per tool result, then one for the rest.
+    """Convert one of Anthropic's messages to chat messages: each tool result, then the rest.
 
-    `where` is the path of the message in the body, for errors.
+    Every tool result becomes a message of its own. `where` is the path of the message in the body,
+    for errors.
     """
     if isinstance(message.content, str):
         yield {"role": message.role, "content": message.content}

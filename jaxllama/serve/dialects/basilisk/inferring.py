@@ -146,9 +146,9 @@ class BasiliskInferring:
 
 
 def mended(knobs: dict[str, Any]) -> dict[str, Any]:
-    """Replace values by which basilisk's clients switch a knob off; return `knobs`, changed.
+    """Replace values by which basilisk's clients switch a knob off; change and return `knobs`.
 
-    A positional penalty of 0 is removed, top_p 0 becomes top_k 1, and min_length is held to
+    A positional penalty of 0 is removed, top_p 0 becomes top_k 1, and min_length is limited to
     max_tokens.
     """
     if knobs.get("positional_repetition_penalty") == 0:  # a client's default; off

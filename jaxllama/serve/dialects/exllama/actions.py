@@ -107,7 +107,10 @@ class ActionConnection:
         self._running: set[asyncio.Task[None]] = set()
 
     async def receive(self, message: dict[str, Any] | JaxLlamaError) -> None:
-        """Start a message's action as a task; answer a message that is malformed with its error."""
+        """Start the action of a message as a task; reply with an error if it is malformed.
+
+        `message` is a JaxLlamaError if the received text was no JSON object.
+        """
         action, id_ = "", None
         try:
             if isinstance(message, JaxLlamaError):
@@ -154,7 +157,10 @@ class ActionConnection:
             return
 
     async def _infer(self, asked: WsRequest, *, streams: bool) -> None:
-        """Continue the text of a message; send it when whole, or with `streams` as it grows."""
+        """Continue the text of a message, and send the continuation.
+
+        It is sent when it is complete; with `streams`, also each time it grows.
+        """
         model = self._service.model
         ask = Ask(
             prompts=[asked.text],

@@ -187,7 +187,7 @@ def check_explainable(
 
 
 def check_position(position: int | None, recording: Recording) -> None:
-    """Raise InvalidParameter for a token position that the answer does not have; None is any."""
+    """Raise InvalidParameter if the answer has no token at `position`; None is accepted."""
     if position is not None and position >= len(recording.tokens):
         raise InvalidParameter(
             f"position is {position}; the answer has {len(recording.tokens)} tokens, the first at "
@@ -197,9 +197,9 @@ def check_position(position: int | None, recording: Recording) -> None:
 
 
 def check_what_if(changes: Mapping[str, object], model: Model) -> None:
-    """Raise InvalidParameter if recorded logits cannot be sampled with changed parameters.
+    """Raise InvalidParameter if recorded logits cannot be sampled again with changed knobs.
 
-    `changes` are the knobs, the parameters of the samplers.
+    `changes` are the new values of the knobs, which are the parameters of the samplers.
     """
     try:
         check_changes(changes, model.intake.bank)

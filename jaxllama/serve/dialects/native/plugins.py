@@ -150,7 +150,7 @@ def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) ->
 def measured_cost(name: str, package: str) -> MeasuredCost | None:
     """Return the cost of a sampler that its package states in costs.json; None without one.
 
-    `name` is the sampler's, `package` that of the package.
+    `name` is the name of the sampler, `package` that of its Python package.
     """
     stated = stated_costs(package)
     if stated is None or name not in stated.microseconds:
@@ -167,7 +167,7 @@ class StatedCosts(msgspec.Struct):
 
 @functools.cache
 def stated_costs(package: str) -> StatedCosts | None:
-    """Read costs.json of a package; None if there is none that can be read."""
+    """Read costs.json (what samplers cost) of a Python package; None if it cannot be read."""
     try:
         raw = (files(package) / "costs.json").read_bytes()
         return msgspec.json.decode(raw, type=StatedCosts)
@@ -201,9 +201,10 @@ def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCar
 
 
 def core_card(name: str, limit: Limit, defaults: Mapping[str, Any]) -> CoreCard:
-    """Describe the request field `name` of no plugin, which has the bounds and default of `limit`.
+    """Describe the request field `name`, which belongs to no plugin.
 
-    `defaults` has the values that the model's maker recommends.
+    `limit` has the field's bounds and default, `defaults` the values that the model's maker
+    recommends.
     """
     return CoreCard(
         name=name,

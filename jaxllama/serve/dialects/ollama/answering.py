@@ -73,7 +73,7 @@ GENERATE = Endpoint(
 
 
 async def chat(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer POST /api/chat with the next message; to no messages, say that the model is loaded."""
+    """Answer POST /api/chat with the next message; without any, say that the model is loaded."""
     body, _ = await CHAT.read(request, service, OllamaChatBody)
     apply_keep_alive(request, body.keep_alive)
     model = service.model
@@ -157,9 +157,9 @@ async def generate(request: web.Request, service: GenerationService) -> web.Stre
 
 
 def load_reason(request: web.Request) -> Literal["load", "unload"]:
-    """Return "load" or "unload", what a request without text has done to the model.
+    """Return the `done_reason` of an answer to a request without text.
 
-    It is "unload" if `keep_alive` is 0.
+    It is "unload" if `keep_alive` of the model is 0, else "load".
     """
     leased = request.get(LEASED)
     return "unload" if leased is not None and leased.keep_alive == 0 else "load"
@@ -174,7 +174,10 @@ def messages_of(body: OllamaGenerateBody) -> list[dict[str, Any]]:
 async def continued(
     request: web.Request, service: GenerationService, body: OllamaGenerateBody
 ) -> list[int]:
-    """Return the token ids of an earlier exchange (`context`), and of the new prompt after it."""
+    """Return the token ids of a prompt that continues an earlier exchange (`context` in the body).
+
+    They are the ids of that exchange, followed by the ids of the new messages.
+    """
     past, messages = body.context or [], messages_of(body)
 
     def read(model: Model) -> list[int]:
@@ -207,9 +210,11 @@ def knobs_of(
 def thinking_knobs(
     body: AnswerBody, knobs: Mapping[str, object], *, is_thinking: bool
 ) -> dict[str, object]:
-    """Return the knob `reasoning_budget` (most tokens of thoughts) for `think`; {} sets no bound.
+    """Return the request parameter `reasoning_budget` for the field `think`; {} sets no bound.
 
-    Raises InvalidParameter for `think` if the model does not think here (`is_thinking` false).
+    The budget is the most tokens of thoughts. If `knobs`, the request's parameters, have one, it
+    stays, unless `think` is false. `is_thinking`: the model thinks before it answers this request.
+    Raises InvalidParameter if `think` asks for thoughts and `is_thinking` is false.
     """
     if not body.think:
         return {BUDGET: 0} if body.think is False and is_thinking else {}
@@ -279,7 +284,10 @@ class GenerateForm:
         return ()
 
     def take(self, index: int, event: Event) -> Iterator[OllamaGenerated]:
-        """Collect an event, and yield the stream's line with its text, if it has any."""
+        """Collect an event, and yield the stream's line with its text, if it has any.
+
+        `index` is the index of the answer; it has no effect, as there is only one.
+        """
         del index
         found = logprobs_of(self._tokenizer, event)
         self._logprobs += found
@@ -339,7 +347,10 @@ class OllamaChatForm:
         return ()
 
     def take(self, index: int, event: Event) -> Iterator[OllamaChatted]:
-        """Collect an event, and yield the stream's line with its text, if it has any."""
+        """Collect an event, and yield the stream's line with its text, if it has any.
+
+        `index` is the index of the answer; it has no effect, as there is only one.
+        """
         del index
         pieces = self._parsed.receive(event)
         text, thoughts = text_in(pieces), thoughts_in(pieces)

@@ -162,7 +162,7 @@ VERSION = Endpoint(
 
 
 async def tags(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer GET /api/tags with the served models, and the encoder beside a single one."""
+    """Answer GET /api/tags with the served models and, if there is one, the encoder model."""
     del service
     found: list[TaggedModel] = []
     for served in request.app[MODELS].all:
@@ -245,7 +245,10 @@ def asked_of(model: str | None, name: str | None) -> str:
 
 
 def tagged(model: Model, name: str) -> TaggedModel:
-    """Describe a loaded model, or the encoder if `name` is its name, as an entry of a list."""
+    """Describe a loaded model, or its encoder, as an entry of a list.
+
+    `name` is the name in the entry. If `name` is the encoder's name, the encoder is described.
+    """
     encoder = model.encoder if model.encoder is not None and model.encoder.name == name else None
     loaded = model.loaded if encoder is None else encoder.loaded
     return TaggedModel(
@@ -287,7 +290,7 @@ def describe_waiting(served: ServedModel) -> ShownModel:
 
 
 def digest_of(name: str) -> str:
-    """Return a digest of a model's name, in place of one of its files."""
+    """Return a hash of the model's name, which is shown in place of a digest of its files."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 

@@ -219,8 +219,8 @@ def apply_keep_alive(request: web.Request, keep_alive: KeepAlive | None) -> None
 def check_name(asked: str, model: Model, knobs: dict[str, Any] | None = None) -> str:
     """Return `asked`, the model name for the answer; raise HttpError 404 if it is not served.
 
-    The tag :latest may follow the name. With `knobs`, it may also be a loaded LoRA adapter, which
-    is then set in them.
+    The tag :latest may follow the name. If `knobs` (request parameters) are given, `asked` may also
+    name a loaded LoRA adapter, which is then added to `knobs`.
     """
     try:
         name = asked.removesuffix(LATEST)

@@ -115,8 +115,8 @@ async def vectors_of(
 ) -> tuple[Sequence[np.ndarray], int]:
     """Return a vector per text, by the model or encoder that the body names, and the token count.
 
-    `truncate` cuts texts that are too long; `dimensions` keeps so many numbers of each vector of an
-    encoder, None: all.
+    `truncate`: cut texts that are too long, instead of refusing them. `dimensions` is the length of
+    the vectors, which only an encoder can shorten; None: full length.
     """
     read_options(request, body.options or {}, (), unheeded=LOADING_OPTIONS)
     check_count("inputs", len(texts))

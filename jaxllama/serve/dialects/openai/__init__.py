@@ -107,7 +107,10 @@ class OpenAI(Dialect):
 
     @asynccontextmanager
     async def running(self, app: web.Application, /) -> AsyncIterator[None]:
-        """Answer the requests of batches in the background while the server runs."""
+        """Answer the requests of batches in the background, within the context.
+
+        The context lasts as long as the server runs. The routes of `app` answer the requests.
+        """
         try:
             async with self._work.running(app, self):
                 if self.options.keep_responses:

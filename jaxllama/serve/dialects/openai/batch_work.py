@@ -333,7 +333,8 @@ class BatchWork:
     async def _until_stored(self, batch: RequestBatch, store: Callable[[], None]) -> None:
         """Call `store` in a thread; if the disk is full, call it again until there is room.
 
-        A cancelled batch ends this, but not a call that has begun: a line is written whole.
+        If the task is cancelled, a call that has begun is still completed, so that no line is cut.
+        `batch` is the batch that waits, for the log.
         """
         has_warned = False
         while True:
@@ -381,7 +382,8 @@ class BatchWork:
     def _finish(self, kept: KeptBatch) -> None:
         """Move the answers and errors into the file store, and set the final status of the batch.
 
-        A crash may interrupt it at any place: the id of a file is noted before the file gets it.
+        Can be called again if the server crashed during a call: the id of a file is saved in the
+        batch's description before the file is moved.
         """
         batch, now = kept.batch, int(time.time())
         is_late = False
@@ -434,7 +436,10 @@ class BatchWork:
 
 
 def owner_of(caller: Caller) -> str:
-    """Return the owner of a caller's files: its client name with an API key, else "" for all."""
+    """Return the owner of the files that a caller uploads or creates.
+
+    It is the name of a client with an API key; "" for all callers without a key, who share files.
+    """
     return caller.client if caller.client.startswith("key-") else ""
 
 

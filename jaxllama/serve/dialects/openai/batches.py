@@ -162,7 +162,10 @@ class BatchRoutes:
 
 
 def read_lines(path: Path, start: int) -> bytes:
-    """Return whole lines of a growing file from byte `start` on: MOST_BYTES or one longer line."""
+    """Return the whole lines of a growing file that follow the first `start` bytes.
+
+    At most MOST_BYTES are returned, or one line if it is longer; b"" if there is no whole line.
+    """
     try:
         with path.open("rb") as file:
             file.seek(start)

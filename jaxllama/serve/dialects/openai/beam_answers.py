@@ -169,8 +169,8 @@ async def find_for_one(
 def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
     """Return the likeliest tokens at the position of `token`, with their log-probabilities.
 
-    They are those of the model or, with `is_sampled`, those after the samplers, without tokens that
-    the samplers drop.
+    The log-probabilities are the model's. With `is_sampled`, they are those after the samplers, and
+    tokens that the samplers drop are left out.
     """
     if token.logprobs is None:
         return ()

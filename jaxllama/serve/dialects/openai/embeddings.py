@@ -107,7 +107,10 @@ async def embed(request: web.Request, service: GenerationService) -> web.Respons
 
 
 def encode_vectors(vectors: Sequence[np.ndarray], body: EmbeddingBody) -> list[msgspec.Raw]:
-    """Encode each `EmbeddingVector` as JSON; many vectors take long, so call it in a thread."""
+    """Return the JSON object of each vector for the response, in the encoding that `body` asks for.
+
+    Many vectors take long, so call it in a thread.
+    """
     return [
         msgspec.Raw(encode(EmbeddingVector(index, encode_vector(vector, body))))
         for index, vector in enumerate(vectors)

@@ -166,7 +166,10 @@ class Upload:
             self._out.write(piece)
 
     def keep(self) -> FileObject:
-        """Move the upload into the store, and return its description; refuse an empty file."""
+        """Move the upload into the store, and return its description.
+
+        Raises InvalidParameter if it is empty, and HttpError if the store has no room.
+        """
         with storing():
             self._out.close()
         if not self._size:

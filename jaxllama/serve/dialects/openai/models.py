@@ -80,7 +80,10 @@ def cards(served: ServedModel) -> list[ModelCard]:
 
 
 def card(model: Model, name: str) -> ModelCard:
-    """Describe a loaded model under `name`: the model's, an alias, or a LoRA adapter's."""
+    """Describe a loaded model, or one of its LoRA adapters.
+
+    `name` is the name in the description: the model's, an alias of it, or the adapter's.
+    """
     return ModelCard(
         id=name,
         created=int(model.loaded),
@@ -91,7 +94,10 @@ def card(model: Model, name: str) -> ModelCard:
 
 
 def waiting_card(served: ServedModel, name: str) -> ModelCard:
-    """Describe a model that is not loaded under `name`, without the facts that need it loaded."""
+    """Describe a model that is not loaded, without the facts that only a loaded model has.
+
+    `name` is the name in the description: the model's, an alias, or that of a LoRA adapter.
+    """
     return ModelCard(
         id=name,
         created=int(served.made),
@@ -104,7 +110,7 @@ def waiting_card(served: ServedModel, name: str) -> ModelCard:
 
 
 def encoder_card(served: ServedEncoder, name: str) -> ModelCard:
-    """Describe the encoder under `name`, its own or an alias."""
+    """Describe the encoder; `name` is the name in the description, its own name or an alias."""
     config = served.encoder.config
     return ModelCard(
         id=name,

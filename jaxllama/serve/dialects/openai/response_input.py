@@ -38,8 +38,9 @@ def turns_of(items: str | Sequence[InputItem]) -> list[Turn]:
 
 
 def add_item(turns: list[Turn], item: InputItem, where: str) -> None:
-    """Append an item to a conversation: as a message, or into the assistant's at its end.
+    """Append an input item to a conversation, as a new message or as part of the last one.
 
+    An item of the assistant, such as a tool call, can extend the assistant's message at the end.
     `where` is the path of the item in the body, for errors.
     """
     match item.type:

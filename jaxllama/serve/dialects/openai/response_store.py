@@ -41,7 +41,10 @@ class ResponseStore:
         self._total = 0
 
     def open(self, folder: Path) -> None:
-        """Keep responses in a folder instead of memory from now on, with those that are there."""
+        """Keep responses in a folder, instead of in memory, from now on.
+
+        Responses that an earlier server left in the folder can be found, too.
+        """
         open_folder(folder)
         self._folder = folder
         found = [path for path in folder.glob("resp-*.json") if RESPONSE_ID.fullmatch(path.stem)]

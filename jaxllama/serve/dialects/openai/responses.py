@@ -241,7 +241,10 @@ class ResponseForm:
         yield WholeEvent("response.in_progress", self._next(), self.whole())
 
     def take(self, index: int, event: Event) -> Iterator[StreamEvent]:
-        """Collect a piece of the answer, and yield the stream events for it."""
+        """Collect an event of the answer, and yield the stream events for it.
+
+        `index` is the index of the answer; it has no effect, as there is only one.
+        """
         del index
         for piece in self._parsed.receive(event):
             match piece:

@@ -96,12 +96,15 @@ class RamaForm(TextForm):
         return map(event_of, filter(None, self._prompt))
 
     def piece(self, index: int, text: str) -> bytes:
-        """Return the stream event for a piece of the text."""
+        """Return the stream event for a piece of the answer's text.
+
+        `index` is the index of the answer; it has no effect, as there is only one.
+        """
         del index
         return event_of(text)
 
     def take(self, index: int, event: Event) -> Iterator[bytes]:
-        """Collect an event of the answer, and yield the stream event with its text, if any."""
+        """Collect an event of answer `index`, and yield the stream event with its text, if any."""
         return iter(super().take(index, event))
 
 

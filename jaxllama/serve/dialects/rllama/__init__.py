@@ -45,7 +45,7 @@ class Rllama(Dialect):
     error_type = str
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the endpoint at the path of the options."""
+        """Make the endpoint at the path that the options give."""
         super().__init__(options)
         endpoint = endpoint_at(self.options.path)
         self._inference = RllamaInference(endpoint, self.options.max_seq_len)

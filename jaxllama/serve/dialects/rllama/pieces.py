@@ -25,9 +25,9 @@ class DistributionWriter:
     """Writes distributions over all tokens as lines of JSON, with sorted keys."""
 
     def __init__(self, tokenizer: Tokenizer, count: int) -> None:
-        """Prepare the keys of all lines: the texts of the token ids below `count`.
+        """Prepare the keys of the JSON objects: the texts of the token ids below `count`.
 
-        Tokens with the same text share a key; `lines` adds up their probabilities.
+        Tokens with the same text share a key, whose value is the sum of their probabilities.
         """
         ids: dict[str, list[int]] = {}
         for id_ in range(count):
