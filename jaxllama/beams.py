@@ -62,7 +62,7 @@ class SearchRules:
     def candidates(self) -> int:
         """Return the number of likeliest next tokens that the search needs for each prefix.
 
-        It is `width`, plus one for each end token.
+        It is the number of prefixes extended at a time, plus the number of end tokens.
         """
         return self.width + len(self.end_ids)
 

@@ -82,12 +82,12 @@ class Probe:
 
     @property
     def size(self) -> int:
-        """Return an upper bound of the tokens that the probe computes."""
+        """Return an upper bound of the number of tokens that the engine computes for this work."""
         return self.question.tokens
 
     @property
     def slots(self) -> int:
-        """Return 1, or 0 for a task of the engine that needs no slot."""
+        """Return the number of slots that this work needs: 1, or 0, as for loading an adapter."""
         return self.question.slots
 
     @property
@@ -112,13 +112,13 @@ class Backlog(Protocol):
         """Add a request, or a probe (which reads tokens and generates none), to the backlog."""
 
     def remove(self, work: Ticket | Probe, /) -> bool:
-        """Remove a request or probe; return False if it is not in the backlog."""
+        """Remove work from the backlog; return False if the backlog does not hold it."""
 
     def pop(self, free: int, /) -> Ticket | Probe | None:
         """Remove and return the next request or probe that fits `free` slots, or None.
 
-        A probe reads known tokens and generates none. The caller has to call `ended` when it has
-        ended.
+        A probe reads known tokens and generates none. The caller must call `ended` with the
+        returned work once that work has ended.
         """
 
     def charge(self, work: Ticket | Probe, tokens: int, /) -> None:
@@ -128,10 +128,10 @@ class Backlog(Protocol):
         """
 
     def ended(self, work: Ticket | Probe, /) -> None:
-        """Note that a request or probe from `pop` holds no slot any more."""
+        """Note that `work`, which `pop` returned, has ended and holds no slot any more."""
 
     def drain(self) -> list[Ticket | Probe]:
-        """Remove and return all requests and probes."""
+        """Remove all work from the backlog and return it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Pulse:
     busy_since: float | None = None  # start of the present work; None while the thread waits
 
     def after_step(self, seconds: float, now: float) -> "Pulse":
-        """Return the counts with one more step, which took `seconds` and ended at time `now`."""
+        """Return a copy that counts one more step, which took `seconds` and ended at time `now`."""
         longest = max(self.longest_step, seconds)
         return Pulse(self.steps + 1, self.seconds + seconds, longest, now)
 
@@ -196,7 +196,8 @@ class EngineThread:
 
         `tail` converts the generated tokens to text; None: the events have token ids only. `emit`
         is called on the event loop with the request's events, or with the error that ended it.
-        `client` is the name of the client to whom the computed tokens are charged.
+        `client` is the name of the client to whom the computed tokens are charged; "" stands for
+        the server itself.
         """
         ticket = Ticket(request, tail, emit, client)
         self._push(ticket)
@@ -222,7 +223,8 @@ class EngineThread:
 
         A question is a task that generates no tokens. It waits in the backlog, then one piece of it
         is computed per engine step. If the caller is cancelled, the question leaves the backlog or
-        frees its slot. `client` is the name of the client who asks.
+        frees its slot. `client` is the name of the client who asks; "" stands for the server
+        itself.
         """
         probe = Probe(question, client, asyncio.get_running_loop().create_future())
         self._push(probe)
@@ -248,7 +250,7 @@ class EngineThread:
         self._send(lambda: None, self._refuse_backlog)
 
     def _refuse_backlog(self) -> None:
-        """End all work in the backlog, requests to generate and to score, with EngineStopped."""
+        """End all work in the backlog with the error EngineStopped."""
         for work in self.backlog.drain():
             if isinstance(work, Ticket):
                 work.emit(self._stopped())
@@ -324,7 +326,7 @@ class EngineThread:
         """Move requests and probes from the backlog to the engine, as many as fit into free slots.
 
         A probe reads known tokens and generates none. Tells the engine whether more requests wait
-        and whether several clients share it.
+        and whether several clients share the engine.
         """
         # For probes that will start.
         claimed = sum(probe.slots for probe in self._probes if probe.steps is None)
@@ -367,7 +369,7 @@ class EngineThread:
         return list(found.values())
 
     def _advance_probe(self) -> None:
-        """Compute one piece of one probe; the probes in progress take turns."""
+        """Compute one piece of one probe (work that generates no tokens); probes take turns."""
         if not self._probes:
             return
         probe = self._probes.popleft()
@@ -397,7 +399,7 @@ class EngineThread:
             loop.call_soon_threadsafe(function, *arguments)
 
     def _emit_end(self) -> None:
-        """End all requests and probes with EngineStopped.
+        """End all work, in the backlog and in progress, with the error EngineStopped.
 
         Runs on the event loop after the thread has ended.
         """

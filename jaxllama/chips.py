@@ -54,6 +54,6 @@ def chip_named(text: str) -> Chip:
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """Return the chip that JAX calls `device_kind`; None if the table has none."""
+    """Return the data of the chip that JAX calls `device_kind`; None if the chip is unknown."""
     named = device_kind.lower()
     return next((chip for chip in CHIPS.values() if chip.kind in named), None)

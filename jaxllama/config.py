@@ -85,9 +85,10 @@ class Rope:
 
     @property
     def scaled_factors(self) -> bool:
-        """Say whether the frequency divisors are used by Phi-3's rule.
+        """Say whether the rotary frequencies are divided as in Phi-3 (its "longrope").
 
-        That is so if there is an attention factor, or a second set of divisors for long texts.
+        True for frequency divisors that come with an attention factor, or with a second set of
+        divisors for long texts.
         """
         return self.kind == "factors" and (self.scaled or bool(self.long_factors))
 
@@ -213,7 +214,10 @@ class ModelConfig:
 
     @property
     def parameters_per_token(self) -> int:
-        """Return the number of weights that multiply one token: of experts, those that it uses."""
+        """Return the number of weights that compute one token.
+
+        Of the experts of a layer, only as many count as a token uses.
+        """
         used = 0 if self.experts is None else self.experts.used
         return self.vocab_size * self.width + self._parameters_of_layers(used)
 
@@ -385,7 +389,7 @@ class EngineConfig:
     def columns(self) -> int:
         """Return the number of columns (positions) of the KV cache.
 
-        It is the context length, rounded up to a multiple of KEY_BLOCK.
+        It is the context length, rounded up to a multiple of 128.
         """
         return -(-self.context // KEY_BLOCK) * KEY_BLOCK
 

@@ -38,18 +38,19 @@ class Confined(PromptFormat):
         self._workers = WorkerPool(lambda: RenderWorker(kind, text), WORKERS)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True) -> str:
-        """Render a conversation with the wrapped format, in another process.
+        """Return a conversation as prompt text, rendered by the wrapped format in another process.
 
-        `answer`: the text ends where the assistant's next message starts.
+        `answer`: whether the text is to end where the assistant's next message starts.
         """
         return self._ask("render", (messages,), answer=answer)
 
     def render_tools(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, answer: bool = True
     ) -> str:
-        """Render a conversation with tools with the wrapped format, in another process.
+        """Return a conversation and the tools that the model may call as prompt text.
 
-        `answer`: the text ends where the assistant's next message starts.
+        The wrapped format renders it, in another process. `answer`: whether the text is to end
+        where the assistant's next message starts.
         """
         return self._ask("render_tools", (messages, tools), answer=answer)
 
@@ -107,10 +108,10 @@ class RenderWorker:
         self._pipe.close()
 
     def _receive(self, seconds: float) -> str:
-        """Return the rendered text, or raise the error that the process sent.
+        """Wait for the process's answer; return its text, or raise the error that it holds.
 
-        Waits at most `seconds`. The message is JSON, not a pickle, because the code in that process
-        is not trusted.
+        Kills the process and raises TemplateError after `seconds`. The answer is JSON, not a
+        pickle, because the code in that process is not trusted.
         """
         try:
             if not self._pipe.poll(seconds):
@@ -133,7 +134,10 @@ class RenderWorker:
 
 
 def serve(pipe: Connection) -> None:
-    """Run the process: render each conversation that comes through `pipe`, until it is closed."""
+    """Run the process: render each conversation that comes through `pipe`, and send back its text.
+
+    The first message in `pipe` sets the prompt format. Ends when the other side closes `pipe`.
+    """
     kind, text = pipe.recv()
     prompt_format = kind.for_model(text)
     pipe.send_bytes(b'{"text": ""}')

@@ -48,7 +48,7 @@ def use_platform(name: str) -> None:
 
 @contextmanager
 def explained_memory(what: str) -> Iterator[None]:
-    """In the context, turn a device's out-of-memory error into ConfigError with advice.
+    """In a `with` block, turn a device's out-of-memory error into ConfigError with advice.
 
     `what` names what did not fit.
     """

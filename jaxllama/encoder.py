@@ -66,8 +66,9 @@ class Encoder:
         compile_cache: bool = True,
         progress: Progress | None = None,
     ) -> Self:
-        """Load a sentence-transformers folder, minilm or hf:owner/name, downloaded if needed.
+        """Load a sentence-transformers model; download it first if needed.
 
+        model          a folder, "hf:owner/name" (a model on Hugging Face) or "minilm"
         compile_cache  keep compiled programs on disk for the next start
         progress       called with (what, done, total) while loading
         """
@@ -118,7 +119,8 @@ class Encoder:
         prompt_name  name of one of the model's prompts, put before every text (default: the
                      model's default prompt, if it has one)
         truncate     cut texts that are too long, instead of refusing them
-        dimensions   keep so many numbers of each vector, scaled to length 1
+        dimensions   keep only the first so many numbers of each vector, scaled to length 1
+                     (default: all numbers)
         """
         is_single = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], int))
         texts = [cast(Text, text)] if is_single else cast(Sequence[Text], text)
@@ -150,16 +152,16 @@ class Encoder:
     def encode_in_steps(self, texts: Sequence[Sequence[int]]) -> InSteps[np.ndarray]:
         """Compute the vectors of texts, given as token ids from `ids`.
 
-        A generator: it yields the number of tokens of each call of a program, and returns the
-        vectors.
+        A generator: after each piece of the work it yields how many tokens this piece finished,
+        which may be 0; at the end it returns the vectors [texts, width].
         """
         return self.texts.encode_in_steps(texts)
 
     def finished(self, vectors: np.ndarray, dimensions: int | None = None) -> np.ndarray:
         """Return vectors cut to their first `dimensions` numbers and scaled to length 1.
 
-        None: vectors are returned unchanged. Raises InvalidParameter for `dimensions` that are too
-        many, and GenerationFailed for vectors with NaN or infinity.
+        `dimensions` None: vectors are returned unchanged. Raises InvalidParameter if `dimensions`
+        is out of range, GenerationFailed if a vector has NaN or infinity.
         """
         if not np.isfinite(vectors).all():
             raise GenerationFailed("the encoder produced NaN or infinity for this text")

@@ -71,11 +71,11 @@ def replay(
     samplers: Mapping[str, type[Sampler]],
     changes: Mapping[str, object] | None = None,
 ) -> list[Position]:
-    """Draw every recorded token again from its recorded logits, with `changes` to the knobs.
+    """Draw every recorded token again from its recorded logits, with changed sampler settings.
 
-    `samplers` are all installed samplers by name. Every position follows the recorded tokens, even
-    if the changes would have drawn another token before it: the logits after that token are not
-    recorded.
+    `changes` are new values of settings (knobs) by name; None: no changes. `samplers` are all
+    installed samplers by name. Each position continues the recorded tokens, even if the changes
+    would have drawn another token before it: the logits after that token are not recorded.
     """
     changes = changes or {}
     found = Replay(with_changes(recording, changes), samplers, changes).positions()
@@ -92,12 +92,13 @@ def replay_in_server(
 ) -> Iterator[Position | None]:
     """Draw recorded tokens again from their logits, one position per iteration.
 
-    `samplers` are all installed samplers by name. `changes` are knob values in place of the
-    recorded ones; wrong values raise at once. `only`: index of the only position to yield, with
-    None for earlier positions that are replayed because a sampler keeps state; None: all positions
-    are yielded. `top`: how many of the likeliest tokens are listed after each sampler. A replay
-    compiles operations, some 250 MiB for a list of samplers; they are kept for at most
-    MOST_SAMPLERS samplers, so that clients cannot fill the memory with different lists.
+    `samplers` are all installed samplers by name. `changes` are new values of sampler settings
+    (knobs) by name; wrong values raise at once. `only`: index of the only position to yield; None
+    is yielded for each earlier position that has to be replayed, because a sampler keeps state.
+    `only` None: all positions are yielded. `top`: how many of the likeliest tokens are listed after
+    each sampler. A replay compiles some 250 MiB of operations for a list of samplers; those of at
+    most MOST_SAMPLERS samplers are kept, so that clients cannot fill the memory with different
+    lists.
     """
     found = Replay(with_changes(recording, changes), samplers, changes)
     LATEST.note(found.names, recording.logits.shape[-1])
@@ -130,9 +131,10 @@ LATEST = LatestSamplers()
 
 
 def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:
-    """Raise InvalidParameter for changes of knobs with which no replay is possible.
+    """Raise InvalidParameter for changes of settings with which no replay is possible.
 
-    `bank` has the samplers of the recording.
+    `changes` are new values by name, of knobs of samplers, of temperature, temperature_last or
+    seed. `bank` has the samplers of the recording.
     """
     check_core(changes)
     bank.check({name: value for name, value in changes.items() if name not in CORE})
@@ -141,8 +143,8 @@ def check_changes(changes: Mapping[str, object], bank: SamplerBank) -> None:
 def check_core(changes: Mapping[str, object]) -> dict[str, Any]:
     """Return the changes of temperature, temperature_last and seed, checked and converted.
 
-    Other names in `changes` are ignored if they are knobs of samplers; any other core field of a
-    request raises InvalidParameter.
+    Knobs of samplers in `changes` are ignored. Any other field of a request, such as max_tokens,
+    raises InvalidParameter.
     """
     for name in changes:
         if name in LIMITS and name not in CORE:

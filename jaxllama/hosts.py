@@ -63,7 +63,8 @@ class HostLink:
     def send(self, kind: bytes, message: bytes = b"") -> None:
         """Send one message; raise OSError if the host does not take it.
 
-        `kind` is BEAT (a sign of life), CALL (a device call), STOP or END.
+        `kind` is BEAT (a sign of life), CALL (`message` is a device call), STOP (asks host 0 to end
+        the group) or END (the group ends).
         """
         with self._lock:
             self._socket.sendall(HEADER.pack(kind, len(message)) + message)
@@ -71,7 +72,7 @@ class HostLink:
     def receive(self, longest: int = LONGEST) -> tuple[bytes, bytes]:
         """Wait for a message and return its kind and content.
 
-        Raises OSError if none comes, or one of more than `longest` bytes.
+        Raises OSError if no message comes in time, or if the message has more than `longest` bytes.
         """
         kind, length = HEADER.unpack(self._read(HEADER.size))
         if length > longest:
@@ -323,7 +324,8 @@ def connect() -> HostLink:
 def share(message: bytes | None) -> bytes:
     """Give the bytes `message` of host 0 to all hosts; all hosts must call this together.
 
-    The other hosts pass None, and get the bytes of host 0 as the result.
+    The other hosts pass None, and get the bytes of host 0 as the result. `message` has at most
+    CONTACT_BYTES bytes.
     """
     from jax.experimental import multihost_utils  # noqa: PLC0415 - needed here alone
 

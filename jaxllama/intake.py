@@ -87,10 +87,10 @@ class Intake:
     ) -> None:
         """Store the parts of a model that requests are checked against.
 
-        `bank` has the installed samplers, `presets` the named sets of knobs. `other_formats` are
-        prompt formats that a request may name instead of `prompt_format`. `defaults` are knobs for
-        requests and presets that do not set them. `adapters` are the loaded LoRA adapters; None:
-        none can be loaded.
+        `bank` has the installed samplers, `presets` the named sets of knobs (settings of a
+        request). `other_formats` are prompt formats that a request may name instead of
+        `prompt_format`. `defaults` are knobs for requests and presets that do not set them.
+        `adapters` are the loaded LoRA adapters; None: none can be loaded.
         """
         self.tokenizer = tokenizer
         self.format = prompt_format
@@ -140,9 +140,9 @@ class Intake:
     ) -> PreparedRequest:
         """Return the request that continues a prompt (text or token ids), and its text decoder.
 
-        `knobs` are the request's own. `total`: most tokens that prompt and answer may have
-        together; a larger `max_tokens` is lowered. None: a `max_tokens` that does not fit into the
-        context is refused.
+        `knobs` are the settings of the request by name, such as max_tokens. `total`: the most
+        tokens that prompt and answer may have together; a larger max_tokens is lowered. Without
+        `total`, a max_tokens that does not fit into the context is refused.
         """
         # The answer continues a text, so a leading space is part of the answer.
         ids = self.ids(prompt)
@@ -161,11 +161,11 @@ class Intake:
     ) -> PreparedRequest:
         """Return the request that answers a conversation, or continues it, and its text decoder.
 
-        `knobs` are the request's own. `ending`: whether the prompt ends before a new answer or in
-        the last message, which is then continued. `total`: most tokens that prompt and answer may
-        have together; a larger `max_tokens` is lowered. None: a `max_tokens` that does not fit into
-        the context is refused. `overflow`: what happens to a conversation that does not fit into
-        the context.
+        `knobs` are the settings of the request by name, such as max_tokens. `ending`: whether the
+        prompt ends before a new answer or in the last message, which is then continued. `total`:
+        the most tokens that prompt and answer may have together; a larger max_tokens is lowered.
+        Without `total`, a max_tokens that does not fit into the context is refused. `overflow`:
+        what happens to a conversation that does not fit into the context.
         """
         given = self._given(knobs)
         thinking = self._thinking(given)
@@ -221,10 +221,11 @@ class Intake:
         return prune(every, turns, keep_first=keep_first)
 
     def _most_prompt(self, given: Mapping[str, object], total: int | None) -> int:
-        """Return how many tokens a prompt may have, to leave room for its answer.
+        """Return how many tokens a prompt may have, so that there is room for its answer.
 
-        `given` are the knobs, of which `max_tokens` counts; without it, or with `total`, room for a
-        short answer is left. `total`: most tokens of prompt and answer together; None: the context.
+        `given` are the request's knobs (settings). Room is left for max_tokens tokens; for a short
+        answer if max_tokens is missing, or if `total` is given and max_tokens is larger. `total`:
+        the most tokens of prompt and answer together; None: the context.
         """
         asked: int | None = check("max_tokens", given.get("max_tokens"))  # type: ignore[assignment]
         whole = self.engine.context if total is None else min(total, self.engine.context)
@@ -241,8 +242,8 @@ class Intake:
     def ids(self, prompt: Prompt, *, fits: bool = True) -> list[int]:
         """Convert a prompt to token ids; raise InvalidParameter for ids outside the vocabulary.
 
-        With `fits`, raise PromptTooLong for one that is longer than the context, before all of it
-        is tokenized.
+        With `fits`, raise PromptTooLong for a prompt that is longer than the context, before all of
+        the prompt is tokenized.
         """
         if isinstance(prompt, str):
             return self._encode(prompt, special=False, fits=fits)
@@ -271,8 +272,8 @@ class Intake:
         """Convert a conversation to token ids; text of a message is never read as a control token.
 
         `ending` says where the prompt ends: before a new answer, or in the last message. With
-        `fits`, refuse a conversation that is longer than the context, before all of it is
-        tokenized.
+        `fits`, raise PromptTooLong for a conversation that is longer than the context, before all
+        of it is tokenized.
         """
         text = self._rendered(messages, tools, ending)
         return self._encode(text, special=True, fits=fits)
@@ -341,9 +342,10 @@ class Intake:
         return render(self.format, as_messages(messages), tools, ending)
 
     def _given(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """Return the model's default knobs, overridden by those of the preset, then by `knobs`.
+        """Return all knobs (settings) of a request: defaults, overridden by its preset and its own.
 
-        `knobs` are the request's own, which may name a preset.
+        The defaults are those of the model. `knobs` are what the request sets, which wins over the
+        preset; the request may name a preset there.
         """
         return {**self.defaults, **add_preset(knobs, self.presets)}
 
@@ -360,11 +362,12 @@ class Intake:
     ) -> PreparedRequest:
         """Check all knobs; return the request and the decoder that turns its tokens into text.
 
-        `ids`: the prompt. `given`: the knobs by name, defaults included. `stop`: stop texts of the
-        prompt format. `start`: the answer begins a new text; else it continues the prompt's last
-        text, and a space at its beginning is kept. `other`: converts the text of a negative_prompt
-        to token ids. `total`: most tokens of prompt and answer together; None: no limit but the
-        context. `thoughts`: where the thoughts of the answer start; None: the answer has none.
+        `ids`: the prompt. `given`: the knobs (settings) by name, defaults included. `stop`: stop
+        texts of the prompt format. `start` True: the answer begins a new text; False: it continues
+        the text of the prompt, and a space at its beginning is kept. `other`: converts the text of
+        a negative_prompt to token ids. `total`: the most tokens of prompt and answer together;
+        None: no limit but the context. `thoughts`: where the thoughts of the answer start; None:
+        the answer has none.
         """
         given = dict(given)
         if "json_schema" in given:
@@ -410,9 +413,10 @@ class Intake:
         return request, Tail(self.tokenizer, (*texts, *stop), start=start)
 
     def adapter(self, name: object, scale: object = None) -> AdapterUse | None:
-        """Return the use of the loaded LoRA adapter `name` for a request; None without a name.
+        """Return the loaded LoRA adapter `name` and its strength for a request; None if unnamed.
 
-        `scale` is the strength of the adapter's effect; None: the default.
+        `scale` is the strength of the adapter's effect; None: the default. Raises InvalidParameter
+        for a scale without a name.
         """
         if name is None:
             if scale is not None:
@@ -449,10 +453,11 @@ class Intake:
         core: Mapping[str, object],
         other: Callable[[str], list[int]],
     ) -> Contrast | None:
-        """Return the second prompt for guidance; None if the request uses no guidance.
+        """Return the second prompt for guidance, with its scale; None if a request has no guidance.
 
-        `given` are the request's knobs, `core` the checked values of all core fields. `other`
-        converts the text of a negative_prompt to token ids.
+        `given` are the knobs (settings), defaults included; `core` has the checked value of each
+        one that is no sampler's knob, such as guidance_scale. `other` converts the text of a
+        negative_prompt to token ids.
         """
         scale, text = core["guidance_scale"], core["negative_prompt"]
         if text is None and scale != 1:
@@ -476,8 +481,8 @@ class Intake:
     ) -> TokenConstraint | None:
         """Return the compiled constraint of a request; None if it has none.
 
-        `core` are the checked core fields, among them schema, regex and grammar. `ends` are the
-        tokens that may end the answer; empty if end tokens are ignored.
+        `core` has the checked values of the request's fields, among them the schema, regex or
+        grammar. `ends` are the tokens that may end the answer; empty if end tokens are ignored.
         """
         form = read_form(core)
         if form is None:
@@ -491,8 +496,9 @@ class Intake:
     ) -> TokenConstraint | None:
         """Return a constraint that lets the model think before `constraint` begins.
 
-        `budget` bounds the tokens of the thoughts (None: no bound), `ends` are the end tokens.
-        Returns None if both `constraint` and `budget` are None.
+        `constraint` None: the answer after the thoughts is free. `budget` is the most tokens of the
+        thoughts (None: no limit), `ends` are the end tokens. Returns None if both `constraint` and
+        `budget` are None.
         """
         if constraint is None and budget is None:
             return None
@@ -509,7 +515,10 @@ class Intake:
         )
 
     def _check_constrains(self, field: str) -> None:
-        """Raise InvalidParameter for `field` if no installed sampler obeys constraints."""
+        """Raise InvalidParameter if no installed sampler obeys constraints.
+
+        `field` is the field of the request that sets the constraint; the error names it.
+        """
         if not any(kind.constrains for kind in self.bank.adjusters.values()):
             raise InvalidParameter(
                 f"{field} needs a sampler that obeys constraints, and none is installed; "
@@ -518,9 +527,11 @@ class Intake:
             )
 
     def knows_constraint(self, fields: Mapping[str, object]) -> bool:
-        """Say whether these fields set no constraint, or one that is already compiled.
+        """Say whether a request needs no compilation of a constraint: it has none, or a known one.
 
-        Returns True for invalid fields as well, because they cost no compiling.
+        A known constraint is compiled already. `fields` are the constraint fields of the request by
+        name, such as regex. Returns True for invalid fields as well, because they cost no
+        compilation.
         """
         given = dict(fields)
         try:
@@ -532,7 +543,10 @@ class Intake:
         return form is None or self.constraints.knows(form)
 
     def _knobs(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """Check the samplers' knobs; return them with token ids in place of texts in phrases."""
+        """Check the samplers' knobs (settings); return them with texts converted to token ids.
+
+        Texts occur in knobs that are lists of phrases, such as banned strings.
+        """
         self.bank.check(knobs)
         encoded = dict(knobs)
         for name, value in knobs.items():
@@ -543,7 +557,10 @@ class Intake:
         return encoded
 
     def _check_counts(self, request: GenerationRequest) -> None:
-        """Raise InvalidParameter for a knob that counts more tokens than the answer can have."""
+        """Raise InvalidParameter for a knob that asks for more tokens than the answer can have.
+
+        An example of such a knob (setting of a sampler) is min_tokens.
+        """
         for name, value in request.knobs.items():
             if self.bank.knobs[name].counts and value > request.max_tokens:  # type: ignore[operator]
                 raise InvalidParameter(
@@ -553,10 +570,9 @@ class Intake:
                 )
 
     def _phrases(self, item: str | Sequence[int]) -> list[list[int]]:
-        """Return the token ids of a phrase: of a text, with and without a space before it.
+        """Return token ids of a phrase, as a list of variants: without and with a space before it.
 
-        `item` is the phrase. There is one variant if both are equal, or if the phrase is given as
-        token ids.
+        `item` is the phrase. There is one variant if both are equal, or if `item` is a list of ids.
         """
         if not isinstance(item, str):
             return [list(item)]
@@ -605,9 +621,10 @@ def wrong_prompt(prompt: object) -> InvalidParameter:
 
 
 def stream_of(ready: PreparedRequest, index: int) -> PreparedRequest:
-    """Copy a prepared request for answer number `index` to the same prompt.
+    """Copy a prepared request, to generate answer number `index` to the same prompt.
 
-    The copy has a seed of its own, made from `index`, and a new text decoder.
+    The copy has a seed of its own, made from the request's seed and `index`, and a new text
+    decoder.
     """
     request, tail = ready
     return replace(request, seed=choice_seed(request.seed, index)), tail.again()
@@ -616,9 +633,10 @@ def stream_of(ready: PreparedRequest, index: int) -> PreparedRequest:
 def add_preset(
     knobs: Mapping[str, object], presets: Mapping[str, type[Preset]]
 ) -> dict[str, object]:
-    """Merge the given knobs with the knobs of their preset; given knobs take precedence.
+    """Return the given knobs (settings), completed by those of the preset that they name.
 
-    A knob that is None counts as not given.
+    Given knobs win over those of the preset. A knob that is None counts as not given. `presets` has
+    all presets by name.
     """
     given = {name: value for name, value in knobs.items() if value is not None}
     name = check("preset", given.get("preset"))

@@ -331,7 +331,7 @@ class LLM:
         adapters.load(name, read_adapter(Path(path), self.config, self.engine_config))
 
     def unload_adapter(self, name: str) -> None:
-        """Unload an adapter; requests that use it already keep it to their end."""
+        """Unload an adapter; requests that already use it keep it until they end."""
         loaded(self.engine.adapters).unload(name)
 
     # Generation.
@@ -347,10 +347,11 @@ class LLM:
     ) -> Completion | list[Completion] | list[list[Completion]]:
         """Continue a prompt (text or token ids), or each of a list; a list gives a list.
 
-        With `n` each prompt gives a list of n answers, which share the prefill; answer i has the
-        seed `choice_seed(seed, i)`. With `best_of` this many answers are generated, and the n with
-        the highest mean log-probability are returned, best first. Without both, `on_done` is called
-        with (index, completion) as soon as a prompt of a list is answered.
+        With `n` each prompt gives a list of n answers, which share the prefill; each has a seed of
+        its own, which follows from the request's seed. `best_of` is the number of answers to
+        generate; the n (default 1) with the highest mean log-probability are returned, best first.
+        If neither is given, `on_done` is called with (index, completion) as soon as a prompt of a
+        list is answered.
 
         Knobs: max_tokens, temperature, seed, stop, stop_ids, ignore_eos, logprobs,
         temperature_last, guidance_scale and negative_prompt, the constraints (json_schema,
@@ -383,8 +384,8 @@ class LLM:
     ) -> Iterator[tuple[int, Completion]]:
         """Continue each (prompt, knobs); yield (index, completion) as the requests finish.
 
-        A request that fails raises, or calls `on_error` with (index, error) while the others
-        continue.
+        `on_error` is called with (index, error) when a request fails, and the others continue;
+        None: the error is raised.
         """
         asked = (partial(self.intake.completion, *item) for item in items)
         return self.streams.each(asked, on_error)
@@ -430,9 +431,9 @@ class LLM:
         """Answer a conversation of {role, content} messages.
 
         The knobs are those of `generate`. With `n` or `best_of` the result is a list of answers, as
-        in `generate`. A conversation that leaves no room for the answer in the context is refused
-        ("error"), or its oldest turns are left out ("drop_oldest", "keep_fixed": see
-        `ContextOverflow`), and `usage.dropped` counts their messages.
+        in `generate`. `context_overflow` is for a conversation that leaves no room for the answer:
+        "error" refuses it; "drop_oldest" leaves out its oldest turns, but not the system message;
+        "keep_fixed" keeps its first turn, too. `usage.dropped` counts the messages left out.
         """
         overflow = overflow_named(context_overflow)
         if n is not None or best_of is not None:
@@ -449,8 +450,8 @@ class LLM:
     ) -> Iterator[tuple[int, Completion]]:
         """Answer each (messages, knobs); yield (index, completion) as the requests finish.
 
-        A request that fails raises, or calls `on_error` with (index, error) while the others
-        continue.
+        `on_error` is called with (index, error) when a request fails, and the others continue;
+        None: the error is raised.
         """
         return self.streams.each((partial(self.intake.chat, *item) for item in items), on_error)
 
@@ -463,8 +464,9 @@ class LLM:
     ) -> AnswerStream:
         """Answer a conversation; return a stream of the answer's tokens.
 
-        `context_overflow` says what happens to a conversation that leaves no room for the answer,
-        as in `chat`; the knobs are those of `generate`.
+        `context_overflow` is for a conversation that leaves no room for the answer: "error" refuses
+        it; "drop_oldest" leaves out its oldest turns, but not the system message; "keep_fixed"
+        keeps its first turn, too. The knobs are those of `generate`.
         """
         overflow = overflow_named(context_overflow)
         return self.streams.open(self.intake.chat(messages, knobs, overflow=overflow))
@@ -484,9 +486,11 @@ class LLM:
         """Search for the likeliest answers, following `width` prefixes at a time; best first.
 
         Beam search draws no random numbers and uses no samplers, only the model's probabilities.
-        A score is the log-probability over `length ** length_penalty`. Early stopping may be True,
-        False or "never"; see `beams.SearchRules`. With `beam_length`, the search is ExLlama's: it
-        looks so many tokens ahead and finds one answer. Fastest with at least `width` slots.
+        A score is the log-probability over `length ** length_penalty`. Once `width` answers are
+        whole, the search ends: with early stopping True, at once; with False, when the best prefix
+        would score no better if it ended now; with "never", when it could score no better at any
+        length. With `beam_length`, the search is ExLlama's: it looks so many tokens ahead and finds
+        one answer. Fastest with at least `width` slots.
         """
         knobs = {"max_tokens": max_tokens, "stop_ids": stop_ids, "ignore_eos": ignore_eos}
         request, _ = self.intake.completion(prompt, knobs)
@@ -529,11 +533,12 @@ class LLM:
         *,
         length_normalize: bool = False,
     ) -> Classification | list[Classification]:
-        """Return the probability of each choice after prompt and question; questions give a list.
+        """Return the probability of each choice after prompt and question.
 
-        The prompt is computed once for all questions, and each question once for all choices. The
-        probability is that of the whole choice, including a space before it; with
-        `length_normalize` it follows from the mean log-probability of the choice's tokens.
+        A list of questions gives a list of results. The prompt is computed once for all questions,
+        and each question once for all choices. The probability is that of the whole choice,
+        including a space before it; with `length_normalize` it follows from the mean
+        log-probability of the choice's tokens.
         """
         many = [question] if isinstance(question, str) else list(question)
         found = self.classify_each(
@@ -549,7 +554,8 @@ class LLM:
     ) -> Iterator[Classification]:
         """Classify each (prompt, question, choices) in order; fastest if grouped by prompt.
 
-        With `length_normalize`, the mean log-probability of a choice's tokens counts, not the sum.
+        A result has the probability of each choice. With `length_normalize`, it follows from the
+        mean log-probability of a choice's tokens, not from their sum.
         """
         for prompt, group in groupby(items, key=itemgetter(0)):
             ids = self.intake.ids(prompt)
@@ -568,7 +574,7 @@ class LLM:
     def embed(
         self, text: Prompt | Sequence[Prompt], *, pooling: str = "mean"
     ) -> np.ndarray | list[np.ndarray]:
-        """Return a vector of length 1 for a text (or token ids), or a list for a list of texts.
+        """Return a unit vector for a text (or token ids); a list of texts gives a list of vectors.
 
         `pooling` takes the mean of all tokens ("mean") or the last token, which attends to all
         others ("last").

@@ -67,7 +67,7 @@ DRAFT_TOKENS = 4  # of a step with a draft model
 
 
 def choose_kernels(asked: str, mesh: str | None, model: ModelConfig) -> str:
-    """Return the name of the kernels to run: the one in `asked`, or with "auto" the fastest.
+    """Return the name of the kernels to run: `asked`, or for "auto" the fastest that can run.
 
     `mesh` is the mesh setting, such as "data=2,model=4"; None: one device. Logs a warning if the
     CPU has to run without C++ kernels.
@@ -149,9 +149,10 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
 
 
 def memory_of_stages(sizes: MeshSizes) -> list[int | None]:
-    """Return the bytes of memory that the devices of each stage have; None: they do not say.
+    """Return the bytes of memory of all devices of each pipeline stage; None: they do not say.
 
-    Of a stage with several devices, which have equal parts, the one with the least memory counts.
+    The devices of a stage have equal parts, so the result is the least memory of one of them, times
+    their number. The list is empty for a single stage, and if several hosts run the model.
     """
     found: list[int | None] = []
     if sizes.stage == 1 or jax.process_count() > 1:
@@ -181,7 +182,10 @@ def draft_config(draft: Checkpoint, body: Body, context: int) -> ModelConfig:
 def open_draft(
     model: str | Path | None, progress: Progress | None = None
 ) -> Iterator[Checkpoint | None]:
-    """Open the files of a draft model for a `with` block, downloading it if needed; None: none."""
+    """Open the files of a draft model for a `with` block, downloading it if needed.
+
+    `model` is its name, file or folder; None gives None.
+    """
     if model is None:
         yield None
         return
@@ -217,8 +221,9 @@ def adapter_sizes(
     """Return a dict with `adapter_slots` and `adapter_rank`, arguments of `engine_config`.
 
     `lora` maps names of LoRA adapters to their folders. `slots`: how many can be loaded together;
-    None: as many as `lora` has. `rank`: the highest rank; None: the highest of theirs. The rank is
-    rounded up to a multiple of RANK_STEP. Raises InvalidParameter for fewer slots than adapters.
+    None: as many as `lora` has. `rank`: the highest rank of an adapter; None: the highest in
+    `lora`. The rank is rounded up to a multiple of 16. Raises InvalidParameter for fewer slots than
+    adapters.
     """
     for name in lora:
         check_adapter_name(name)
@@ -308,7 +313,10 @@ def check_host_settings(
 
 
 def free_memory() -> int:
-    """Return how many bytes this process can still use: of the machine and of its control group."""
+    """Return how many bytes of memory this process can still use; 0 if that is unknown.
+
+    It is the smaller one of the machine's free memory and the rest of the cgroup's limit.
+    """
     found = []
     try:
         lines = MEMORY.read_text().splitlines()
@@ -326,11 +334,12 @@ def placed_weights(
     progress: Progress | None,
     draft: Checkpoint | None = None,
 ) -> tuple[list[Mesh], Tree]:
-    """Read every weight and place it on its devices; return the meshes of the stages and the tree.
+    """Read every weight and place it on its devices; return the meshes and the tree of weights.
 
-    Without stages there is one mesh, and the weights of a `draft` model are a branch of the tree.
-    With stages, the tree has the weights of each stage by its index, and `draft` is ignored.
-    `progress` is called with ("weights", weights done, weights in total); None: no calls.
+    With pipeline stages there is a mesh for each stage, the tree has the weights of each stage by
+    its index, and `draft` is ignored. Without stages there is one mesh, and the weights of a
+    `draft` model are a branch of the tree. `progress` is called with ("weights", weights done,
+    weights in total); None: no calls.
     """
     meshes = make_meshes(engine, checkpoint.config)
     if engine.stages > 1:
@@ -369,10 +378,10 @@ def read_weights(
 def read_stages(
     checkpoint: Checkpoint, engine: EngineConfig, meshes: Sequence[Mesh], progress: Progress | None
 ) -> Tree:
-    """Read every weight, one at a time, and place it on the devices of its stage.
+    """Read every weight, one at a time, and place it on the devices of its pipeline stage.
 
-    Returns the tree of each stage by its index; `meshes` are those of the stages. `progress` is
-    called with ("weights", weights done, weights in total); None: no calls.
+    `meshes` has the mesh of each stage. Returns a dict from the index of a stage to its tree of
+    weights. `progress` is called with ("weights", weights done, weights in total); None: no calls.
     """
 
     def report(done: int, total: int) -> None:
@@ -437,7 +446,7 @@ def tokenizer_at(checkpoint: Checkpoint, path: Path | str) -> Tokenizer:
 
 
 def with_template(text: ModelText, path: Path) -> ModelText:
-    """Return a copy of `text` with the chat template in the file `path`.
+    """Return a copy of `text`, the facts about a model, with the chat template in the file `path`.
 
     Raises InvalidParameter if the file cannot be read.
     """
@@ -452,7 +461,10 @@ def with_template(text: ModelText, path: Path) -> ModelText:
 
 
 def named_or_suiting(name: str | None, text: ModelText) -> PromptFormat:
-    """Return the prompt format with this name, or without a name the one that suits the model."""
+    """Return the prompt format with this name, or without a name the one that suits the model.
+
+    `text` has the chat template and the control tokens of the model.
+    """
     formats = load_plugins(FORMATS, PromptFormat)  # type: ignore[type-abstract]
     if name is not None:
         return formats.one(name).for_model(text)
@@ -460,7 +472,10 @@ def named_or_suiting(name: str | None, text: ModelText) -> PromptFormat:
 
 
 def other_formats(chosen: PromptFormat, text: ModelText) -> list[PromptFormat]:
-    """Return all other installed formats that fit the model, for requests that name one."""
+    """Return all installed formats but `chosen` that fit the model, for requests that name one.
+
+    `text` has the chat template and the control tokens of the model.
+    """
     others = []
     for name, kind in load_plugins(FORMATS, PromptFormat).loaded.items():  # type: ignore[type-abstract]
         if name == chosen.name:
@@ -521,10 +536,10 @@ def is_off(name: str, value: object, specs: Mapping[str, KnobSpec], vocab: int) 
 
 
 def describe(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, str, str]]:
-    """Return a list that changes whenever a sampler or its code does.
+    """List the samplers and the versions of their code, to notice when one of them changes.
 
-    It has ("class", sampler, class) for each sampler and ("code", package, digest or version) for
-    the code that they run. It is a part of the key under which the compiled programs are kept.
+    Returns ("class", sampler, class) for each sampler and ("code", package, digest or version) for
+    the code that they run. The list is a part of the key of the compiled programs on disk.
     """
     classes = [(name, f"{kind.__module__}.{kind.__qualname__}") for name, kind in samplers.items()]
     code = digest_code(kind.__module__ for kind in samplers.values())

@@ -38,6 +38,7 @@ def render(
 ) -> str:
     """Render a conversation as prompt text that ends where `ending` says.
 
+    It ends where the assistant's answer begins, inside the last message, or after the last message.
     `tools` are those that the model may call. Raises InvalidParameter for an empty conversation, or
     for tools that the format cannot show.
     """
@@ -59,7 +60,10 @@ def render(
 def refuse_tools(
     prompt_format: PromptFormat, messages: Sequence[Message], tools: Sequence[Tool]
 ) -> None:
-    """Raise InvalidParameter if the conversation has tools, which `prompt_format` cannot show."""
+    """Raise InvalidParameter if the conversation has tools, tool calls or tool results.
+
+    For a `prompt_format` that cannot show them; the error names it.
+    """
     what = "tools" if tools else "messages"
     if needs_tools(messages, tools):
         raise InvalidParameter(
@@ -96,7 +100,7 @@ def cut_after(text: str, content: str) -> str:
 def guard_message(message: Message, guard: GuardText) -> Message:
     """Return a copy of the message with `guard` applied to every text in it.
 
-    A guarded text is never read as a control token.
+    `guard` changes a text so that no part of it is read as a control token.
     """
     return Message(
         role=guard(message.role),
@@ -134,7 +138,10 @@ def as_messages(messages: Messages) -> list[Message]:
 
 
 def with_system(messages: Messages, text: str) -> list[Message]:
-    """Return the conversation with the system message `text`; replace an existing first one."""
+    """Return the conversation with the system message `text` at its start.
+
+    If the conversation starts with a system message, that one is replaced.
+    """
     turns = as_messages(messages)
     begins = bool(turns) and turns[0].role == "system"
     return [Message("system", text), *turns[begins:]]

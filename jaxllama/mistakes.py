@@ -352,9 +352,9 @@ def missing_class(what: str, module: ModuleType, attribute: str) -> BrokenPlugin
 
 
 def wrong_class(what: str, found: object, base: type) -> BrokenPlugin:
-    """Build the error for a plugin that is not a subclass of the class for plugins of its kind.
+    """Build the error for a plugin `found` that is not a subclass of `base`.
 
-    `what` names the plugin in the message; `found` is the plugin, `base` the class.
+    `what` names the plugin in the message; `base` is the base class of such plugins.
     """
     wanted = f"{base.__module__}.{base.__qualname__}"
     if isinstance(found, ModuleType):

@@ -66,10 +66,9 @@ class Recording:
 
 
 def check_recordable(request: GenerationRequest) -> None:
-    """Raise InvalidParameter for a request with a constraint or guidance.
+    """Raise InvalidParameter for a request with a constraint or guidance (a negative prompt).
 
-    A replay cannot explain the answer to such a request: it depends on more than the logits after
-    the prompt.
+    A replay cannot explain the answer, which depends on more than the logits after the prompt.
     """
     if request.constraint is not None:
         raise InvalidParameter(
@@ -106,7 +105,8 @@ def make_recording(
 ) -> Recording:
     """Build the recording of a request and its answer, for a later replay.
 
-    `tokens` are the answer's; `logits` [tokens V] are those from which they were drawn.
+    `tokens` are the answer's; `logits` [tokens V] are those from which they were drawn. `intake`
+    has the settings of the engine and the texts of the tokens.
     """
     config = intake.engine
     return Recording(

@@ -54,7 +54,7 @@ class TokenConstraint(Protocol):
     """The compiled form that an answer must have; any number of answers can follow it."""
 
     def start(self) -> Follower:
-        """Return a follower at the start of an answer."""
+        """Return a new follower, which applies the constraint to one answer from its start."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class GenerationRequest:
 
     @property
     def cost(self) -> int:
-        """Return an upper bound of all tokens, prompt and generated, in the request's slots."""
+        """Return the most tokens, prompt and generated, that the request can have in its slots."""
         return sum(len(prompt) + self.max_tokens for prompt in self.prompts)
 
 

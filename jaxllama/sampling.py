@@ -117,31 +117,32 @@ def knob(  # noqa: PLR0913 - one call declares all properties of a parameter
     switch: bool = True,
     counts: bool = False,
 ) -> Any:
-    """Declare a request parameter; `off` is the value that leaves the row unchanged.
+    """Declare a request parameter of a sampler; with the value `off`, it changes nothing.
 
-    `low` and `high` are the bounds of its numbers, None: no bound; `width` is the most entries of a
-    list, None: one number. `by_token`: it maps token ids to numbers; `tokens`, `phrases`: it is a
-    list of token ids, or of phrases. `switch` False: it tunes the sampler, but does not turn it on.
-    `counts`: it counts tokens of the answer, and may not exceed `max_tokens`. A list of tokens or
-    phrases has `off=NO_TOKEN`. The sampler receives phrases as token ids in an array of `width`
-    entries, with one NO_TOKEN after each phrase. A phrase given as text becomes two phrases: the
-    text as written, and the text after a space. A knob with `text` is one text in the request; the
-    sampler receives the numbers that `text.encode` makes of it, filled up with `off`.
+    `low` and `high` bound its numbers, None: no bound. `width` is the most entries of a list or
+    dict, None: the value is one number. `by_token`: a dict from token ids to numbers. `tokens`: a
+    list of token ids, with `off=NO_TOKEN`. `phrases`: a list of texts or lists of token ids, with
+    `off=NO_TOKEN`; the sampler receives the token ids in one array of `width` entries, with one
+    NO_TOKEN after each phrase. A phrase given as text becomes two: the text as written, and the
+    text after a space. `text`: one string; the sampler receives the numbers that `text.encode`
+    makes of it, filled up with `off`. `switch` False: the parameter tunes the sampler, but does not
+    turn it on. `counts`: the parameter counts tokens of the answer, and may not exceed
+    `max_tokens`.
     """
     spec = KnobSpec(off, low, high, help, width, by_token, tokens, phrases, text, switch, counts)
     return dataclasses.field(default=off, metadata={_SPEC: spec})
 
 
 def state(*, start: float | int) -> Any:
-    """Declare a number that the sampler carries from token to token, at first `start`.
+    """Declare a number that the sampler keeps for each request from token to token.
 
-    See `Sampler.observe`.
+    `start` is its value before the first token. Override `Sampler.observe` to change it.
     """
     return dataclasses.field(default=start, metadata={_STATE: True})
 
 
 def token_set(test: Callable[[str], bool]) -> Any:
-    """Declare the set of tokens whose text passes `test`; an adjuster receives it as a `TokenSet`.
+    """Declare the set of tokens whose text passes `test`; an adjuster receives it as a mask [V].
 
     When a model is loaded, `test` is called once for each token; all rows share the result. The
     text of a control token is empty. In a token that holds only a part of a character, U+FFFD
@@ -170,9 +171,9 @@ class Context:
         return self.length - self.prompt
 
     def log_total(self, logits: Float[Array, " N"]) -> Float[Array, ""]:
-        """Return the log-sum-exp of `logits`; a Shaper passes the logits that it is called with.
+        """Return the log-sum-exp of `logits`; a Shaper must pass the logits it is called with.
 
-        For these, the engine has computed it in a kernel, several times as fast as
+        For these, the engine has already computed it in a kernel, several times as fast as
         `jax.nn.logsumexp`.
         """
         return jax.nn.logsumexp(logits) if self.total is None else self.total
@@ -185,7 +186,7 @@ class Context:
         return (self.allowed[ids >> 5] >> (ids & 31)) & 1 > 0
 
     def newest(self, count: Knob) -> Bool[Array, " T"]:
-        """Return the mask of the newest `count` positions in `tokens`; 0 means all positions."""
+        """Return the mask of the newest `count` tokens in `tokens`, prompt included; 0: all."""
         place = jnp.arange(self.tokens.shape[0])
         first = jnp.where(count > 0, self.length - count, 0)
         return (place < self.length) & (place >= first)
@@ -301,10 +302,11 @@ class Filter(Sampler):
         raise NotImplementedError
 
     def needs_totals(self) -> Bool[Array, ""]:
-        """Return whether this row needs `best.entropy` and the exact `best.size`.
+        """Say whether this row needs the candidates' `entropy` or their exact `size`.
 
         Both take a pass over the vocabulary, which the engine saves if no row needs them. In a row
-        that does not, `entropy` is 0 and `size` may be too large: the number of all tokens.
+        that does not need them, `entropy` is 0 and `size` may be too large: the number of all
+        tokens.
         """
         return jnp.bool_(True)
 
@@ -358,6 +360,6 @@ def knobs_of(sampler: type[Sampler]) -> dict[str, KnobSpec]:
 
 
 def token_sets_of(sampler: type[Sampler]) -> dict[str, Callable[[str], bool]]:
-    """Return the token sets a sampler declares, each with the test of token texts that makes it."""
+    """Return the test of token texts for each token set that a sampler declares, by field name."""
     fields = dataclasses.fields(sampler)  # type: ignore[arg-type]
     return {field.name: field.metadata[_SET] for field in fields if _SET in field.metadata}

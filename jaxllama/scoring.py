@@ -33,8 +33,9 @@ def continuations(
 ) -> list[list[int]]:
     """Return the token ids of each of `texts`, each of which is to follow the prompt.
 
-    Raises InvalidParameter for an empty prompt or text, PromptTooLong if one does not fit after the
-    prompt. `name` is the request's field with the texts, for errors.
+    `intake` has the tokenizer. `name` is the request's field with the texts, for errors. Raises
+    InvalidParameter for an empty prompt or text, PromptTooLong if a text does not fit after the
+    prompt.
     """
     if not prompt:
         raise InvalidParameter("prompt is empty; a score needs at least one token", "prompt")
@@ -83,10 +84,10 @@ def weigh(
 ) -> InSteps[list[np.ndarray]]:
     """Compute the log-probability of each token of several continuations.
 
-    The continuation `tails[i]` follows `prompts[i]`, both as token ids. Pass one group of
-    continuations that `rounds` made. `adapter` is the LoRA adapter to compute with, None: none. A
-    generator: it yields how many tokens each device call computed, and returns one array for each
-    continuation. Raises QueueFull while no slot is free.
+    The continuation `tails[i]` follows `prompts[i]`, both as token ids. Pass a single continuation,
+    or a limited group of short ones (see `rounds`). `adapter` is the LoRA adapter to compute with,
+    None: none. A generator: it yields how many tokens each device call computed, and returns one
+    array for each continuation. Raises QueueFull while no slot is free.
     """
     if len(tails) == 1:
         ids = [*prompts[0], *tails[0]]

@@ -167,8 +167,8 @@ def own_parts(axis: str) -> int:
 def add_up(x: Array, axis: str) -> Array:
     """Return the sum of `x` over the devices along a mesh axis; outside of `shard_map`, `x`.
 
-    Several hosts add the parts in the order of the devices, as the devices of one CPU do, so that
-    both round in the same way.
+    With several hosts, the parts are added in the order of the devices, as on a single host with
+    CPU devices, so that both round in the same way.
     """
     parts = own_parts(axis)
     if parts > ORDERLESS and jax.process_count() > 1:

@@ -56,7 +56,8 @@ class Startup:
     def report(self, what: str, done: int, total: int) -> None:
         """Record progress; print a line when a download or the compilation of a program begins.
 
-        `what` names the stage of the start, of which `done` of `total` parts are finished.
+        `what` names the stage, such as "weights" or "compiling NAME", of which `done` of `total`
+        parts are finished; `total` 0: unknown.
         """
         previous = self.stage
         is_new = previous is None or previous.what != what
@@ -95,11 +96,11 @@ class Startup:
 
 
 def describe(what: str, done: int, total: int, *, keeps_programs: bool = True) -> str:
-    """Return a text for a stage of the start, such as "loading weights".
+    """Return a text for a stage of the start, such as "loading weights" for "weights".
 
-    For the compilation of a program, the text has the program's name and number out of `total`.
-    `what` names the stage, `done` of its parts are finished. `keeps_programs`: compiled programs
-    are kept on disk, and the text says that only the first start compiles them.
+    `what` names the stage, of which `done` of `total` parts are finished. For the compilation of a
+    program, "compiling NAME", the text has NAME and the program's number out of `total`; with
+    `keeps_programs` (compiled programs are kept on disk) it says "first start only".
     """
     if not what.startswith(COMPILING):
         return WORDS.get(what, what)

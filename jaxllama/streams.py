@@ -76,9 +76,9 @@ class Streams:
     ) -> Iterator[tuple[int, Completion]]:
         """Run many requests and yield (index, completion) as they finish, in any order.
 
-        `requests` holds functions that make the requests; they are called only a few requests ahead
-        of the slots. The error of a failed request is raised, or passed to `on_error` while the
-        other requests continue.
+        `requests` holds functions that make one request each. A function is called only shortly
+        before its request can run, so that few requests wait. The error of a failed request is
+        raised, or passed to `on_error` with its index, and the other requests continue.
         """
 
         def failed(index: int, error: JaxLlamaError) -> None:
@@ -139,8 +139,8 @@ class Streams:
         """Return the `count` likeliest next tokens of each prompt, with log-probabilities.
 
         Each is a pair of token id and log-probability. Prompts that differ only in the last token
-        are a group. The first prompt of every group is queued before all other prompts, so that
-        none overwrites a slot whose KV cache another prompt still needs.
+        share cached tokens: the first prompt of each such group is queued before all others, so
+        that no prompt overwrites a slot whose KV cache another prompt still needs.
         """
         opened: dict[int, AnswerStream] = {}
         try:

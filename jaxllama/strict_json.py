@@ -31,7 +31,7 @@ def loads(text: str) -> Any:
 
 
 def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object from pairs; raise InvalidParameter if a key occurs twice."""
+    """Build a dict from (key, value) pairs; raise InvalidParameter if a key occurs twice."""
     made = dict(pairs)
     if len(made) < len(pairs):
         seen: set[str] = set()
@@ -58,7 +58,7 @@ def parse_float(text: str) -> float:
 
 
 def refuse_constant(text: str) -> NoReturn:
-    """Raise InvalidParameter for NaN or Infinity, which are not JSON."""
+    """Raise InvalidParameter for `text`: NaN, Infinity or -Infinity, which are not JSON."""
     raise InvalidParameter(f"{text} is not JSON; expected a finite number")
 
 

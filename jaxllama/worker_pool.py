@@ -66,7 +66,7 @@ class WorkerPool(Generic[W]):
             self._idle.put(worker)
 
     def start(self) -> None:
-        """Start one process, so that the first question need not wait for it."""
+        """Start one process, so that the first call of `ask` need not wait for it."""
         self.ask(lambda _: None)
 
     def close(self) -> None:

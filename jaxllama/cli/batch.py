@@ -209,8 +209,8 @@ def model_opener(
 
     `server` is the address of a server; None: the model runs in this process. `concurrency`, the
     number of requests at a time (None: the default), and `key_file`, the file with the API key,
-    need a server. `loading` holds arguments of `LLM.load`; with a server only `model`. Raises
-    UsageError if the options do not fit together.
+    need a server. `loading` holds arguments of `LLM.load`; with a server it may hold only `model`.
+    Raises UsageError if the options do not fit together.
     """
     if server is None:
         if concurrency is not None or key_file is not None:
@@ -252,7 +252,7 @@ class BatchRun:
         self.waiting: dict[bytes, list[Item]] = {}  # for that answer
 
     def find_repeated(self) -> None:
-        """Find the items that occur several times in the input, and their answers on disk."""
+        """Note the items that occur several times in the input, with their answers on disk."""
         counts = Counter(each.digest for each in self.source.items() if each.error is None)
         self.repeated = {digest: None for digest, count in counts.items() if count > 1}
         for item in self.source.items():

@@ -64,7 +64,7 @@ class PromptTemplate:
     def content(self, values: Mapping[str, object]) -> tuple[str, Any]:
         """Return the filled template: a kind (prompt or messages), and the content of that kind.
 
-        `values` are those of the row, by the names of the placeholders.
+        `values` has the value of each placeholder, by the placeholder's name.
         """
         filled = fill(self.text, values)
         if not self.is_chat:
@@ -155,7 +155,7 @@ def numbered(item: Item, answer: int) -> Item:
 
 
 def read_ids_and_errors(items: Iterator[Item]) -> tuple[list[object], list[int], list[str]]:
-    """Return the id and the number of answers of each prompt, and the errors as lines of text."""
+    """Return three lists: each prompt's id, each prompt's number of answers, and error lines."""
     ids, counts, problems = [], [], []
     for item in items:
         if item.answer == 0:
@@ -196,5 +196,8 @@ def check_content(kind: str, content: Any) -> None:
 
 
 def hidden_count(problems: list[str]) -> str:
-    """Return "; and N more" for the N problems beyond the first SHOWN; "" if there are none."""
+    """Return "; and N more", where N counts the problems that are not shown; "" if none is.
+
+    The first SHOWN (a constant) of `problems` are shown by the caller.
+    """
     return f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""

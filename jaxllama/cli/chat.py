@@ -175,7 +175,10 @@ def names_of(user: str | None, bot: str | None) -> NamedTurns | None:
 
 
 def placeholders(names: NamedTurns | None, variables: Sequence[str]) -> dict[str, str]:
-    """Return the values for the placeholders of a prompt file: names, and --variable options."""
+    """Return the values for the placeholders of a prompt file, by the placeholders' names.
+
+    They are the names of user and bot (if not None), and `variables`, texts NAME=VALUE.
+    """
     named = {} if names is None else {"username": names.user, "bot_name": names.bot}
     return named | read_variables(variables)
 

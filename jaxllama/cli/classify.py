@@ -41,9 +41,10 @@ class ClassifiedQuestion:
     suffix: str  # of the names of its columns
 
     def values(self, found: Classification) -> dict[str, object]:
-        """Return the columns that a row gets: the likeliest choice, and every probability.
+        """Return the columns that this question adds to a row of the output, by column name.
 
-        `found` has the probabilities of the choices.
+        They hold the likeliest choice, its probability and the probability of each choice. `found`
+        has these probabilities.
         """
         chances = dict(zip(self.choices, found.probabilities, strict=True))
         best = max(self.choices, key=chances.__getitem__)
@@ -60,8 +61,8 @@ class Tally:
     def lines(self, choices: Sequence[str]) -> Iterator[str]:
         """Yield the accuracy as a line of text, then a line for each choice.
 
-        The line of a choice says how many texts with this right answer got it, and how often it was
-        chosen.
+        The line of a choice says how many texts have this choice as the right answer, for how many
+        of these the model chose it, and how often the model chose it in all.
         """
         total = self.pairs.total()
         if not total:
@@ -210,9 +211,10 @@ class ClassifyRun:
         return 1 if self.failed else 0
 
     def classify(self, values: Mapping[str, Any]) -> dict[str, object]:
-        """Classify the row with these values, and return the columns that it gets.
+        """Classify one row of the input, and return the columns that are added to it, by name.
 
-        Where the row has the right answer, the choice is added to the tally of its question.
+        `values` are the row's values by column. Where the row also holds the right answer to a
+        question, the model's choice is counted as right or wrong for the accuracy.
         """
         text = values[self.column]
         items = [(text, *self.asked(question)) for question in self.questions]
@@ -226,7 +228,7 @@ class ClassifyRun:
         return {**new, "error": None} if self.keep_going else new
 
     def asked(self, question: ClassifiedQuestion) -> tuple[str, list[str]]:
-        """Return a question and its choices as they are put after the text of a row."""
+        """Return the texts of a question and of its choices, as the prompt of a row holds them."""
         if self.is_raw:
             return question.text, list(question.choices)
         return FRAME.replace("{}", question.text), [f" {each}" for each in question.choices]
@@ -245,10 +247,11 @@ class ClassifyRun:
 def read_questions(
     questions: Sequence[str], choices: Sequence[str], golds: Sequence[str]
 ) -> list[ClassifiedQuestion]:
-    """Combine the options to questions; raise UsageError if their numbers do not fit.
+    """Return the questions that the command line asks about every text, with their choices.
 
-    `choices` are the values of --choices, given once for all questions, or once for each; `golds`
-    those of --gold, the columns with the right answers, given never, or once for each.
+    The arguments are the values of the options --question, --choices and --gold, which names the
+    column of the input file that holds the right answers. --choices must be given once for all
+    questions or once for each, --gold never or once for each; otherwise raises UsageError.
     """
     for name, given, fits in (
         ("--choices", choices, {1, len(questions)}),
@@ -286,7 +289,7 @@ def read_choices(text: str) -> tuple[str, ...]:
 
 
 def new_columns(question: ClassifiedQuestion) -> list[str]:
-    """Return the names of the columns that a question adds."""
+    """Return the names of the columns that a question adds to the output."""
     none = Classification(question.choices, (0.0,) * len(question.choices), ())
     return list(question.values(none))
 
@@ -294,8 +297,8 @@ def new_columns(question: ClassifiedQuestion) -> list[str]:
 def check_rows(path: Path, column: str, questions: Sequence[ClassifiedQuestion]) -> int:
     """Check all rows of the file `path` and return their number.
 
-    `column` is the column of the texts. Raises InvalidParameter that lists the first rows that
-    cannot be classified.
+    `column` is the name of the column with the texts. Raises InvalidParameter, which lists the
+    first rows that cannot be classified, if there are any.
     """
     problems, total = [], 0
     own = [name for each in questions for name in new_columns(each)] + ["error"]
@@ -317,7 +320,8 @@ def problem_of(
 ) -> str | None:
     """Return in words why a row cannot be classified; None if it can.
 
-    `column` is the column of the texts; `own` are the names of the columns that the result adds.
+    `column` is the name of the column with the texts; `own` are the names of the columns that the
+    command adds to the output, which the row must not have yet.
     """
     if not isinstance(row.values.get(column), str):
         return f"has no text in {column!r}; it has {', '.join(map(repr, row.values))} (--column)"
@@ -336,7 +340,7 @@ def problem_of(
 
 
 def gold_of(values: Mapping[str, Any], column: str) -> str:
-    """Return the right answer in a row's `column`, without spaces around it; "" if it has none."""
+    """Return the right answer, from a row's `column`, without spaces around it; "" for none."""
     value = values[column]
     return "" if value is None else str(value).strip()
 

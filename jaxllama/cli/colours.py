@@ -37,9 +37,9 @@ class TokenColours:
         self.whose = whose
 
     def knobs(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the knobs (request parameters), with log-probabilities requested if needed.
+        """Return a copy of the knobs (request parameters) for a request with coloured tokens.
 
-        The result is a copy; colours need log-probabilities.
+        If colours are on, it requests the log-probabilities that the colours need.
         """
         return dict(knobs) if self.whose is None else {"logprobs": 0, **knobs}
 

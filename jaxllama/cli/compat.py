@@ -125,9 +125,10 @@ def their_option(flag: TheirFlag) -> click.Option:
 
 
 def given_flags(ctx: click.Context, flags: tuple[TheirFlag, ...]) -> Mapping[str, str]:
-    """Return those of `flags` that are on the command line: the long name of each, by its key.
+    """Return the flags of another program that the user gave on the command line.
 
-    `flags` are all flags of another program.
+    `flags` are all flags of that program. In the result the key is the name of the flag's parameter
+    in `ctx.params`, and the value is the long name, such as --top-p.
     """
     return {
         each.key: each.names[-1]

@@ -51,7 +51,10 @@ class NamedTurns:
     bot: str
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return a line `Name: message` for each message, then the bot's name: it speaks next."""
+        """Return one text: a line `Name: message` for each message, then the bot's name.
+
+        System messages have no name. The bot's name comes last because the bot speaks next.
+        """
         lines = []
         for each in messages:
             if each.role == "system":

@@ -78,7 +78,7 @@ def command(  # noqa: PLR0913 - one for each option
 def by_block(errors: Sequence[WeightError]) -> list[tuple[str, float]]:
     """Return (name, error) for each transformer block, and each module outside of blocks, in order.
 
-    The error is the root mean square error, relative to that of the weights.
+    The error is the root mean square error of the weights, divided by their root mean square.
     """
     found = []
     for name, group in groupby(errors, key=lambda each: block_of(each.path)):

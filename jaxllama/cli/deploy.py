@@ -128,9 +128,10 @@ def command(  # noqa: PLR0913, PLR0917 - an option each
 
 
 def most_of(replicas: int, most: int | None, *, autoscale: bool) -> int:
-    """Return the largest number of replicas; raise UsageError for options that contradict.
+    """Return the largest number of replicas that Ray may run; raise UsageError for wrong options.
 
-    `most` is the value of --most-replicas; with `autoscale`, Ray may run more than `replicas`.
+    `most` is the value of --most-replicas, None if not given; with `autoscale`, Ray may run more
+    than `replicas`, without it Ray runs exactly `replicas`.
     """
     if not autoscale:
         if most is not None:

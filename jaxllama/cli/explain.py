@@ -156,9 +156,9 @@ def draw(positions: Sequence[Position], texts: Sequence[str]) -> None:
 
 
 def token_text(token: int, texts: Sequence[str]) -> str:
-    """Return the text of a token in quotes; of a token without text, such as an end token, its id.
+    """Return the text of a token in quotes, or "token ID" if the token has no text.
 
-    `texts` holds the text of each token of the vocabulary.
+    End tokens, for example, have none. `texts` holds the text of each token of the vocabulary.
     """
     text = texts[token] if token < len(texts) else ""
     return repr(text.translate(CONTROLS)) if text else f"token {token}"

@@ -21,7 +21,7 @@ class Figures:
     seconds: float = 0.0
 
     def add(self, usage: Usage) -> None:
-        """Add the usage of one more answer to the sums."""
+        """Add the usage (token counts and times) of one more answer to the sums."""
         self.last = usage
         self.answers += 1
         self.prompt += usage.prompt
@@ -49,7 +49,7 @@ class Figures:
 
 
 def summary(usage: Usage) -> str:
-    """Return the figures of one answer in one line."""
+    """Return the token counts and times of one answer as one line of text."""
     prompt = f"prompt: {usage.prompt} tokens"
     if usage.reused:
         prompt += f", {reused(usage.reused)}"

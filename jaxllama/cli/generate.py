@@ -39,7 +39,7 @@ class GenerateCommand(GenerationCommand):
     """The command, with one slot for each beam."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Increase the number of slots to the number of beams, then run the command."""
+        """Increase --slots to the number of beams, unless the user gave it; run the command."""
         need_slots(ctx, ctx.params["beams"] or 1)
         return super().invoke(ctx)
 
@@ -194,7 +194,7 @@ def start(
 
 
 def conversation(text: str, system: str | None) -> list[dict[str, str]]:
-    """Return the messages of a question, after the system message if there is one."""
+    """Return the messages of a conversation: the system message, if any, and the question."""
     begin = [] if system is None else [{"role": "system", "content": system}]
     return [*begin, {"role": "user", "content": text}]
 
@@ -202,7 +202,8 @@ def conversation(text: str, system: str | None) -> list[dict[str, str]]:
 def prompt_ids(llm: "LLM", text: str, messages: list[dict[str, str]] | None) -> list[int]:
     """Return the token ids of a beam search's prompt: `messages`, or, if they are None, `text`.
 
-    Raises InvalidParameter if the prompt format ends answers at a text, which beams cannot do.
+    Raises InvalidParameter for `messages` if the model's prompt format ends answers at a stop text:
+    a beam search ends at end tokens only.
     """
     if messages is None:
         return llm.intake.ids(text)

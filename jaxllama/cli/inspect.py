@@ -125,10 +125,11 @@ def command(
 
 
 def describe_fit(chip: Chip, memory: Mapping[str, Any]) -> dict[str, Any]:
-    """Return whether a model fits into a chip: its memory, the slots that fit, the fastest step.
+    """Return whether a model fits into a chip's memory, how many slots fit, and the fastest step.
 
-    `memory` has the model's bytes by purpose, as `describe_memory` returns them. The fastest decode
-    step is the time that reading the weights takes, in milliseconds.
+    `memory` has the model's bytes by purpose, such as "weights" or "cache", and the number of slots
+    in the cache. The fastest decode step is the time that the chip takes to read the weights, in
+    milliseconds.
     """
     room = int(USABLE * chip.memory)
     slot = (memory["cache"] + memory["draft_cache"]) // memory["slots"]
@@ -145,7 +146,7 @@ def describe_fit(chip: Chip, memory: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return number and bytes of the file's tensors, in total and by storage type."""
+    """Return the number and bytes of a checkpoint's tensors, in total and by storage type."""
     kinds = checkpoint.kinds.values()
     count, held = Counter(kind for kind, _ in kinds), Counter[str]()
     for kind, size in kinds:
@@ -180,7 +181,7 @@ def describe_sampling(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def describe_engine(engine: EngineConfig) -> dict[str, Any]:
-    """Return the name of the kernels, and how much one prefill and one decode call compute."""
+    """Return the name of the kernels, and the limits on the work of one prefill or decode call."""
     return {
         "kernels": engine.kernels,
         "prompt_tile": body_named(engine.kernels).prompt_tile(engine.slots),
@@ -307,7 +308,7 @@ def config_lines(config: dict[str, Any]) -> Iterator[str]:
 
 
 def rope_text(rope: Mapping[str, Any]) -> str:
-    """Return as text the base of the rotary embedding `rope`, and how it is stretched."""
+    """Return as text the base of the rotary embedding `rope`, and its scaling for long contexts."""
     kind, factor = rope["kind"], rope["factor"]
     rules = {"none": "", "factors": f", {len(rope['factors'])} factors"}
     return f"theta {rope['theta']:g}{rules.get(kind, f', {kind} by {factor:g}')}"

@@ -64,7 +64,11 @@ class Program(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run a command and exit with its code; an error is printed first."""
+        """Run the command line and exit the process with the command's exit code.
+
+        The arguments are those of click's `main`. An expected error is printed in one line; any
+        other error is raised.
+        """
         extra["standalone_mode"] = False
         collect_rarely()
         try:
@@ -77,7 +81,10 @@ class Program(click.Group):
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with this code; after Ctrl-C, without waiting for a compilation in the background."""
+    """Exit the process with this code.
+
+    If `code` is the one for Ctrl-C, do not wait for a compilation in a background thread.
+    """
     if code == INTERRUPTED and any(each.name == COMPILER for each in threading.enumerate()):
         sys.stdout.flush()
         os._exit(code)  # a normal exit waits for the thread

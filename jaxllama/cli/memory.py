@@ -102,16 +102,20 @@ def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
 
 
 def groups_of(checkpoint: Checkpoint, engine: EngineConfig) -> list[tuple[str, ...]]:
-    """Return the paths of the model's layers in groups that are laid out in memory together."""
+    """Return the paths of the model's layers in groups; a group is stored as one in memory.
+
+    For example, the projections of queries, keys and values can form a group. A layer that is
+    stored alone is a group of one path.
+    """
     preparation = preparation_of(checkpoint, engine)
     layers = map(layer_of, abstract_params(checkpoint.config))
     return list(dict.fromkeys(preparation.group_of(layer) for layer in layers))
 
 
 def preparation_of(checkpoint: Checkpoint, engine: EngineConfig) -> Preparation:
-    """Return the object that lays out weights in memory for these settings, without any weight.
+    """Return a `Preparation`, which lays out weights in memory; it has no weights yet.
 
-    The caller adds weights to it, or asks which layers it lays out together.
+    The caller adds weights, or asks which layers are stored together. `engine` has the settings.
     """
     config = checkpoint.config
     mesh = make_mesh(engine, config)
@@ -124,7 +128,10 @@ def layer_of(path: str) -> str:
 
 
 def kind_of(checkpoint: Checkpoint, path: str) -> str:
-    """Return the storage type of a weight in its file; if it is unknown, its tensor's name."""
+    """Return the storage type of the weight `path` in the file, such as "F32".
+
+    If the file format does not tell the type, the result is the weight's own name in the file.
+    """
     name = checkpoint.table[path].names[0]
     return checkpoint.kinds.get(name, (name, 0))[0]
 
@@ -162,7 +169,7 @@ def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping
 def share_of(members: Mapping[str, Leaf]) -> int:
     """Return the number of equal shares into which the outputs of every weight can be cut.
 
-    A share consists of whole blocks of TILE outputs. The result is 1 if the weights cannot be cut.
+    A share consists of whole blocks of 32 outputs. The result is 1 if the weights cannot be cut.
     `members` are the weights by path.
     """
     outputs = [outputs_of(path, leaf) for path, leaf in members.items()]
@@ -181,11 +188,11 @@ def outputs_of(path: str, leaf: Leaf) -> int:
 
 
 def sample_of(path: str, leaf: Leaf, parts: int) -> WeightSample:
-    """Return the part of a weight to read in place of all of it, to estimate its size in memory.
+    """Choose the part of a weight that is read to estimate the memory of the whole weight.
 
-    It is one of `parts` equal shares of its outputs; of a stack of experts, a share of the first
-    expert. The result also says how many such shares the whole weight has. `path` is the weight's
-    parameter path, `leaf` has its shape.
+    The part is the first of `parts` equal shares of the outputs; of a stack of experts, that share
+    of the first expert. The result has the part as slices, and the number of such parts in the
+    weight. `path` is the weight's parameter path, `leaf` has its shape.
     """
     outputs = outputs_of(path, leaf)
     most = -(-outputs // TILE) // parts * TILE
@@ -207,10 +214,10 @@ def adapter_bytes(config: ModelConfig, engine: EngineConfig) -> int:
 
 
 def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """Return the float32 bytes of the largest packed (quantized) matrix that is unpacked at use.
+    """Return the bytes that the largest packed (quantized) matrix takes as unpacked float32.
 
-    0 if no matrix is packed, or if the kernels multiply by packed ones. Plain XLA unpacks one
-    matrix at a time.
+    Matrices are unpacked one at a time, when they are used. The result is 0 if no matrix is packed
+    or if the kernels multiply by packed matrices directly.
     """
     if not engine.packed or body_named(engine.kernels).keeps_packed:
         return 0
@@ -228,9 +235,9 @@ def unpacked_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
 
 
 def packed_of(checkpoint: Checkpoint, paths: Iterable[str]) -> Iterator[str]:
-    """Yield the paths in `paths` whose weights the file stores packed.
+    """Yield the paths in `paths` whose weights the file stores packed (quantized).
 
-    Only one weight of each storage type is read to find out.
+    Only a part of one weight of each storage type is read to find out.
     """
     leaves, known = abstract_params(checkpoint.config), dict[str, bool]()
     for path in paths:

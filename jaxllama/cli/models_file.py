@@ -83,7 +83,10 @@ class ModelsFile:
 
 
 def read_models_file(path: Path) -> ModelsFile:
-    """Read and check a models file; raise ConfigError with the place of a mistake."""
+    """Read and check a models file: TOML with the models of a server and their settings.
+
+    Raises ConfigError if the file cannot be read or has a mistake.
+    """
     try:
         written = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), ModelsDocument)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -108,9 +111,10 @@ def read_models_file(path: Path) -> ModelsFile:
 
 
 def forever_or_seconds(value: str | float, name: str, path: Path) -> float | None:
-    """Return a duration in seconds; None, for ever, if it is negative.
+    """Return the duration `value` in seconds; None, which means for ever, if it is negative.
 
-    `name` and `path` are the key and the file, for the ConfigError if it is no duration.
+    `value` is a number of seconds, or text such as "5m". Raises ConfigError for any other text; the
+    message has `name`, the key in the models file, and `path`, the file.
     """
     seconds = seconds_in(value) if isinstance(value, str) else value
     if seconds is None:
@@ -122,9 +126,9 @@ def forever_or_seconds(value: str | float, name: str, path: Path) -> float | Non
 
 
 def size_of(value: str | int, path: Path) -> int:
-    """Return `value`, the setting `memory` of a models file, in bytes.
+    """Return `value`, the setting `memory` of the models file `path`, in bytes.
 
-    Raises ConfigError, naming the file `path`, if it is no size.
+    `value` is a number of bytes, or text such as "16GB". Raises ConfigError for anything else.
     """
     found = bytes_in(value) if isinstance(value, str) else value
     if not found or found < 0:

@@ -118,8 +118,8 @@ def need_slots(ctx: click.Context, count: int) -> None:
 def read_knob(name: str, text: str, specs: Mapping[str, KnobSpec]) -> object:
     """Convert the text of a request parameter to a value of its type, without checking bounds.
 
-    Text of another type is kept as it is. `specs` are the parameters of the installed samplers, by
-    name. Raises InvalidParameter for an unknown `name`.
+    Text that cannot be converted is returned unchanged. `specs` are the parameters of the installed
+    samplers, by name. Raises InvalidParameter for an unknown `name`.
     """
     if name in LIMITS:
         limit = LIMITS[name]
@@ -168,7 +168,10 @@ def check_knobs(knobs: Mapping[str, object], specs: Mapping[str, KnobSpec]) -> N
 
 
 def gather(params: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Remove the parameters with this prefix; return those that were given, without the prefix."""
+    """Remove the parameters whose names have this prefix; return them without the prefix.
+
+    Parameters that the user did not set (None or an empty tuple) are not in the result.
+    """
     names = [name for name in params if name.startswith(prefix)]
     values = {name.removeprefix(prefix): params.pop(name) for name in names}
     return {name: value for name, value in values.items() if value is not None and value != ()}
@@ -184,7 +187,10 @@ def section(option: click.Option) -> str:
 
 
 def loading_options(slots: int | None) -> list[click.Option]:
-    """Return the options for the arguments of LLM.load; `slots` is the default of --slots."""
+    """Return the options for the arguments of LLM.load.
+
+    `slots` is the default of --slots; None: the default of LLM.load.
+    """
     many = "16" if slots is None else str(slots)
 
     def option(*names: str, **attrs: Any) -> click.Option:
@@ -416,7 +422,10 @@ class TextType(click.ParamType):  # type: ignore[type-arg]
         self.name = f"TOKEN={one},..." if by_token else f"{one},..." if many else one
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert text to numbers or truth values; other text stays, to be refused later."""
+        """Convert `value`, if it is text, to a number, a truth value, or a list or dict of them.
+
+        Text that cannot be converted is kept as text; a later check refuses it.
+        """
         del param, ctx
         if not isinstance(value, str):
             return value
@@ -533,8 +542,8 @@ def help_text(words: str, low: float | None, high: float | None, default: object
 def bounds(low: float | None, high: float | None) -> str:
     """Return in words which numbers a request parameter accepts, such as "0 to 1".
 
-    `low` and `high` are the bounds, None: no bound. An upper bound that only keeps numbers within
-    32 bits is left out.
+    `low` and `high` are the bounds, None: no bound; at least one is a number. An upper bound of a
+    billion or more is left out.
     """
     if high is None or high >= HUGE:
         return f"at least {low}"

@@ -18,7 +18,10 @@ FILE = "@"  # an option's value that begins so names a file with the text
 
 
 def fill(template: str, values: Mapping[str, object]) -> str:
-    """Replace each {name} by its value in the template; raise InvalidParameter if it has none."""
+    """Replace each {name} in the template by the value of that name, and {{name}} by {name}.
+
+    Raises InvalidParameter if a name is not in `values`. A value that is no text becomes JSON.
+    """
 
     def value_of(found: re.Match[str]) -> str:
         name = found["name"]

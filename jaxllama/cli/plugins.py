@@ -144,14 +144,15 @@ def kind_of(sampler: type[Sampler]) -> str:
 
 
 def in_order(samplers: Mapping[str, type[Sampler]]) -> list[tuple[str, type[Sampler]]]:
-    """Return the samplers with their names, in running order."""
+    """Return (name, sampler) pairs in the order in which the samplers run."""
     return sorted(samplers.items(), key=lambda item: running_order(*item))
 
 
 def running_order(name: str, kind: type[Sampler]) -> tuple[int, int, str]:
-    """Return the sort key of a sampler.
+    """Return the key that sorts the sampler `kind`, called `name`, into running order.
 
-    Order: adjusters, shapers, filters, shapers with `last`; then by `order`, then by name.
+    Adjusters run first, then shapers, filters, and shapers with `last` set; samplers of one kind
+    run by their attribute `order`, then by name.
     """
     if issubclass(kind, Shaper):
         return (3 if kind.last else 1, kind.order, name)

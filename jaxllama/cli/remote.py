@@ -98,10 +98,10 @@ class RemoteModel:
         self._threads.shutdown(cancel_futures=True)
 
     def _ask(self, kind: str, content: Any, knobs: Mapping[str, Any]) -> Fields:
-        """Send one request, again while the server is full, and return the answer's fields.
+        """Send one request, and resend it while the server is full; return the answer's fields.
 
         `knobs` are the request's parameters; `kind` says whether `content` is a prompt or messages.
-        Runs on a thread of the pool.
+        Blocks until the answer arrives.
         """
         body = body_of(kind, content, knobs, self.model)
         deadline = time.monotonic() + self.patience
@@ -121,7 +121,7 @@ class RemoteModel:
         return fields_of(kind, raw)
 
     def _pause(self, seconds: float) -> None:
-        """Wait `seconds` seconds; raise GenerationFailed as soon as the run is stopped."""
+        """Sleep for `seconds`; raise GenerationFailed as soon as this RemoteModel is closed."""
         if self._stopped.wait(seconds):
             raise GenerationFailed("the run was stopped")
 
@@ -131,8 +131,8 @@ class RemoteModel:
         """POST a body to a route of the server and return status, headers and body.
 
         If the connection fails, returns status 503, so that the caller tries again. Raises
-        ConfigError instead if the server has not answered any request yet, or if the time
-        `deadline`, of `time.monotonic`, has passed.
+        ConfigError instead if the server has not answered any request yet, or if
+        `time.monotonic()` is past `deadline`.
         """
         connection = connect(self.url)
         with self._lock:
@@ -202,10 +202,11 @@ def body_of(kind: str, content: Any, knobs: Mapping[str, Any], model: str | None
 
 
 def check_status(status: int, headers: Mapping[str, str], raw: bytes) -> None:
-    """Raise the error of a response whose status is not 200, or whose headers name ignored fields.
+    """Raise an error if the status is not 200, or if the server ignored fields of the request.
 
-    `raw` is its body. ConfigError: every request would fail in this way; GenerationFailed: a fault
-    of the server; InvalidParameter: this request is refused.
+    `raw` is the body of the response. Raises ConfigError if other requests would fail in the same
+    way, GenerationFailed for a fault of the server, InvalidParameter if only this request is
+    refused.
     """
     message = f"the server answered {status}: {message_of(raw)}"
     if status in EVERY:
@@ -230,8 +231,8 @@ def message_of(raw: bytes) -> str:
 def seconds_to_wait(retry_after: str | None, tries: int) -> float:
     """Return how many seconds to wait before the next try.
 
-    `retry_after` is the server's header, in seconds or as a date; without it, the time doubles with
-    the number of `tries`.
+    `retry_after` is the Retry-After header of the response, in seconds or as a date. If it is None,
+    the time doubles with each of the `tries` so far.
     """
     seconds = 0.25 * 2.0 ** min(tries, 8)
     if retry_after is not None:
@@ -248,7 +249,7 @@ def fields_of(kind: str, raw: bytes) -> Fields:
     """Parse a response into the fields of an answer: text, finish_reason, usage and more if given.
 
     `kind` says whether the request had a prompt or messages; `raw` is the body of the response.
-    Raises GenerationFailed if that is no response of OpenAI's API.
+    Raises GenerationFailed if the body does not have the form of OpenAI's API.
     """
     try:
         body = json.loads(raw)
@@ -271,7 +272,7 @@ def fields_of(kind: str, raw: bytes) -> Fields:
 
 
 def usage_of(usage: Mapping[str, Any]) -> Fields:
-    """Return OpenAI's token counts under our names: prompt, reused and generated."""
+    """Return OpenAI's token counts under the names prompt, reused (cached) and generated."""
     details = usage.get("prompt_tokens_details") or {}
     return {
         "prompt": usage.get("prompt_tokens", 0),

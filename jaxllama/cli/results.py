@@ -80,10 +80,10 @@ class Results:
         return file
 
     def _read(self, ids: list[object]) -> tuple[list[Row], bool]:
-        """Return the answers in the file, and whether it has nothing but answers.
+        """Return the answers in the file, and whether the file has nothing but answers.
 
-        Rows with errors, and an incomplete last line, are no answers. `ids` are the ids of the
-        prompts, in the order of the input.
+        Rows with errors, and an incomplete last line, are no answers. Raises ConfigError for a row
+        of another input; `ids` are the ids of the prompts, in the order of the input.
         """
         self._file.seek(0)
         lines = self._file.read().split(b"\n")

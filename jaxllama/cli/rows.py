@@ -42,7 +42,10 @@ def kind_of(path: Path, kinds: Sequence[str] = (CSV, JSONL, TXT)) -> str:
 
 
 def read_rows(path: Path) -> Iterator[FileRow]:
-    """Yield the rows of a file one at a time; raise InvalidParameter for a bad one, by its line."""
+    """Yield the rows of a CSV, JSON Lines or text file, one at a time.
+
+    Raises InvalidParameter, with the number of the line, for a row that cannot be read.
+    """
     kind = kind_of(path)
     with path.open(encoding="utf-8-sig", newline="" if kind == CSV else None) as file:
         try:
@@ -117,7 +120,11 @@ class RowWriter:
         self.names: list[str] | None = None
 
     def write(self, values: Mapping[str, object]) -> None:
-        """Write one row at once; all rows of a CSV file must have the columns of the first."""
+        """Write one row and flush the file.
+
+        `values` are the row's values by column. In CSV, the first row sets the columns; later rows
+        lose other values, and a missing value is an empty cell.
+        """
         if self.kind == JSONL:
             self.file.write(f"{as_json(values)}\n")
         else:

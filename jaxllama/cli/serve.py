@@ -79,7 +79,7 @@ class ServeCommand(ModelCommand):
 
     @cached_property
     def settings(self) -> list[click.Option]:
-        """The options for the fields of `Settings` and of `Bounds`."""
+        """The options for the server's `Settings` and for its `Bounds`, the limits and timeouts."""
         return [*setting_options(Settings), *setting_options(Bounds)]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -159,9 +159,9 @@ def with_model(name: str | None, loading: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_from(options: Mapping[str, Any], api_key_file: Path | None) -> Settings:
-    """Return the server's settings, from the values of their options.
+    """Return the server's settings, from the values of their options by name.
 
-    The API keys in the environment variable and in the file are added.
+    Adds the API keys in the environment variable JAXLLAMA_API_KEYS and in `api_key_file`, if any.
     """
     given = dict(options)
     bounds = Bounds(**{each.name: given.pop(each.name) for each in dataclasses.fields(Bounds)})
@@ -223,7 +223,7 @@ def follow(group: hosts.HostGroup, loading: Mapping[str, Any]) -> NoReturn:
 
 
 def split(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the names in texts that hold one or several names with commas between them."""
+    """Yield the comma-separated names in each of the texts, without spaces around them."""
     for text in texts:
         yield from filter(None, map(str.strip, text.split(",")))
 
@@ -323,9 +323,9 @@ def several_models(
 ) -> ServedModels:
     """Return the models of a models file as one object, none of them loaded yet.
 
-    `loading` has arguments of `LLM.load` for models that do not set them in the file. Raises
-    ConfigError if a model cannot be found, or if the file sets no `memory` and the free memory is
-    not known.
+    `loading` has the default arguments of `LLM.load` for all models. A model's own settings in the
+    file take precedence. Raises ConfigError if a model cannot be found, or if the file sets no
+    `memory` and the free memory is not known.
     """
     memory = file.memory or free_part()
     shared = {"prompt_cache_mib": memory / PROMPT_PART / MIB, **loading}
@@ -365,7 +365,10 @@ def free_part() -> int:
 
 
 def check_source(name: str, model: str) -> None:
-    """Raise ConfigError if the path or name of a model in a models file cannot be found."""
+    """Raise ConfigError if `model`, the path, name or address of a model, is not found.
+
+    `name` is the name of the model's entry in the models file, for the message.
+    """
     try:
         find_source(model)
     except JaxLlamaError as error:
@@ -373,9 +376,10 @@ def check_source(name: str, model: str) -> None:
 
 
 def measure(loading: Mapping[str, Any], progress: Progress) -> ModelNeeds:
-    """Return the estimated memory and the context of a model; download the model if needed.
+    """Return the estimated memory and the context length of a model.
 
-    `loading` holds the arguments of `LLM.load`; `progress` is called during the download.
+    Downloads the model if needed; `progress` is called during the download. `loading` holds the
+    arguments of `LLM.load`; `model` and `prompt_cache_mib` are required.
     """
     path = resolve(loading["model"], progress=progress)
     with (
@@ -423,7 +427,11 @@ def open_encoder(
 
 
 def model_name(model: str | None) -> str:
-    """Return the model's name for responses: as requested, or the name of its file or folder."""
+    """Return the name that responses give the model.
+
+    That is the name of the file or folder if `model` is a path, else `model` itself; for None, the
+    name of the default model.
+    """
     if model is None:
         return DEFAULT
     path = Path(model)

@@ -178,10 +178,11 @@ def noting() -> Callable[[str], None]:
 
 
 def rates(usage: Usage) -> dict[str, float | None]:
-    """Return the seconds of one answer and its speed in tokens per second, for prompt and answer.
+    """Return the times of one answer in seconds, and its speeds in tokens per second.
 
-    The speed of the answer leaves out its first token. A speed is None where there is no time or no
-    token to compute it from.
+    The keys are seconds, seconds_to_first (token), prompt_tokens_per_second and
+    generated_tokens_per_second. A speed is None if it cannot be computed, such as that of an answer
+    of one token.
     """
     computed = usage.prompt - usage.reused
     later, seconds = usage.generated - 1, usage.seconds - usage.seconds_to_first

@@ -107,7 +107,7 @@ class Compiler:
     def _keep(self, grammar: str, compiled: CompiledConstraint) -> None:
         """Put `compiled`, the constraint of `grammar`, in the cache; the caller holds the lock.
 
-        Evicts the least recently used ones while the cache exceeds its bound.
+        Evicts the least recently used constraints while the cache exceeds its bound.
         """
         if grammar in self._kept:
             return
@@ -126,7 +126,7 @@ def cost(grammar: str) -> int:
 def refuse_complaint(form: AnswerGrammar, complaint: str) -> None:
     """Raise InvalidParameter if `complaint`, llguidance's error in a grammar, is not "".
 
-    `form` holds the grammar and the name of its request field, which the error has.
+    `form` holds the grammar and the name of its request field; InvalidParameter names that field.
     """
     if complaint.startswith("panic"):
         complaint = "it is more than the compiler can take"

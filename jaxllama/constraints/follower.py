@@ -35,8 +35,8 @@ class CompiledConstraint:
     def __init__(self, matcher: LLMatcher, slow: Executor, hidden: Sequence[int] = ()) -> None:
         """Keep the compiled grammar `matcher`; tokens in `hidden` are never allowed.
 
-        `slow` is the thread that computes masks for answers whose masks take long. Hidden tokens
-        are the end tokens of a request that ignores them.
+        `slow` is the thread that computes token masks for answers whose masks take long. `hidden`
+        holds the end tokens if the request ignores end tokens.
         """
         self._matcher, self._slow, self._hidden = matcher, slow, tuple(hidden)
 
@@ -45,7 +45,7 @@ class CompiledConstraint:
         return AnswerFollower(self._matcher.deep_copy(), self._slow, self._hidden)
 
     def hiding(self, tokens: Sequence[int]) -> "CompiledConstraint":
-        """Return a copy that never allows these end tokens, for a request that ignores them."""
+        """Return a copy that never allows `tokens`, the end tokens that a request ignores."""
         return CompiledConstraint(self._matcher, self._slow, tokens)
 
 

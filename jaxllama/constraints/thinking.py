@@ -68,8 +68,8 @@ class ThinkingFollower:
     def allowed(self, wait: float = 0.0) -> bytes | None:
         """Return the mask of allowed next tokens; None if it is not ready after `wait` seconds.
 
-        While the model thinks, all tokens are allowed; if the text after that is constrained, all
-        but the end tokens.
+        While the model thinks, every token is allowed, except the end tokens if there is a
+        constraint on the text after the thoughts.
         """
         match self._phase:
             case ThinkingPhase.THINKING:
@@ -83,7 +83,7 @@ class ThinkingFollower:
     def forced(self) -> Sequence[int]:
         """Return the tokens that must come next, because no others are allowed; may be empty.
 
-        They are the end of the thoughts, or what the constraint on the answer forces.
+        They end the thoughts, or the constraint on the text after the thoughts forces them.
         """
         if self._phase is ThinkingPhase.FORCED:
             return self._forced[len(self._forced) - self._left :]

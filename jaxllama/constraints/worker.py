@@ -100,10 +100,10 @@ class GrammarWorker:
 
 
 def serve(source: BinaryIO, target: BinaryIO) -> None:
-    """Run the worker process: try each grammar that arrives in `source`, answer to `target`.
+    """Run the worker process: compile each grammar from `source`, and write its error to `target`.
 
-    Ends when `source` is closed. Each grammar is tried in a fork: if the grammar exceeds a limit,
-    only the fork ends, and the vocabulary need not be read again.
+    The first line of `source` is the vocabulary, each further line a grammar. Ends when `source`
+    is closed. Each grammar is compiled in a fork: if it exceeds a limit, only the fork ends.
     """
     tokenizer = TokenBytes.from_json(json.loads(source.readline())).tokenizer()
     write(target, {"complaint": ""})

@@ -171,10 +171,10 @@ def application(plan: Plan) -> serve.Application:
 
 
 def scale(least: int, most: int, target: float) -> dict[str, Any]:
-    """Return the options of a deployment of a fixed size, or of one that Ray scales.
+    """Return the options of Ray Serve for a deployment of `least` to `most` replicas.
 
-    Ray scales between `least` and `most` replicas. `target` is the number of open requests per
-    replica at which Ray adds another.
+    Ray adds a replica when there are more than `target` open requests per replica. If `least`
+    equals `most`, the number of replicas is fixed.
     """
     if least == most:
         return {"num_replicas": least}

@@ -30,9 +30,10 @@ class GatewayFigures:
 
 
 def merge_metrics(texts: Mapping[str, str]) -> str:
-    """Merge the metrics of replicas: every sample gets the label `replica`, families stay together.
+    """Merge the metrics of replicas into one text; every sample gets the label `replica`.
 
-    `texts` maps the name of each replica to its metrics.
+    `texts` maps the name of each replica to its metrics in the text format of Prometheus. All
+    samples of one metric stay together.
     """
     families: dict[str, list[str]] = {}
     for replica, text in texts.items():
@@ -49,7 +50,7 @@ def merge_metrics(texts: Mapping[str, str]) -> str:
 
 
 def labelled(sample: str, replica: str) -> str:
-    """Return a sample of a metric with the label `replica` in front of its other labels."""
+    """Return a sample, one line of Prometheus text, with the label `replica` before its others."""
     brace, space = sample.find("{"), sample.find(" ")
     label = f'replica="{replica}"'
     if 0 <= brace < space:

@@ -179,7 +179,7 @@ class Gateway:
             await self._tell(NotReady("the server is going away"), parcel, names, out)
 
     async def _until_left(self, receive: Receive, work: Any) -> None:
-        """Run the coroutine `work` until it ends, or the client leaves: then it is cancelled."""
+        """Run the coroutine `work` to its end, but cancel it when the client leaves."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(left(receive))
         try:
@@ -290,8 +290,8 @@ class Gateway:
     ) -> None:
         """Send an error: as a response, or as the end of a stream that has begun.
 
-        `parcel` is the request, with the fields `names` in its body; `out` is the response to its
-        client.
+        `parcel` is the request; `names` are the fields of its JSON body, empty if none was read.
+        `out` is the response to its client.
         """
         if out.has_begun:
             logger.warning("a stream is cut: %s", error)
@@ -308,7 +308,7 @@ class Gateway:
         await out.whole(form.status, headers, form.body)
 
     async def _refuse_socket(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        """Refuse a WebSocket, with a body that says why where the server can send one.
+        """Refuse a WebSocket; the response says why if the ASGI server can send a response body.
 
         The arguments are those of an ASGI application.
         """
@@ -342,7 +342,7 @@ def parcel_of(scope: Mapping[str, Any], body: bytes) -> Parcel:
 
 
 def passed_on(headers: Collection[tuple[bytes, bytes]]) -> Iterator[tuple[str, str]]:
-    """Yield the headers of a client that a replica gets."""
+    """Yield those headers of a client's request that are passed on to a replica, as strings."""
     for raw_name, raw_value in headers:
         name = raw_name.decode("latin-1")
         if name.lower() not in NOT_PASSED_ON:
@@ -357,9 +357,9 @@ def target_of(scope: Mapping[str, Any]) -> str:
 
 
 def decode(parcel: Parcel, body: bytes) -> Any:
-    """Return the decoded JSON `body` of a request, for routing; None if it cannot be used for that.
+    """Return the decoded JSON `body` of the request `parcel`, to choose a replica by its prompt.
 
-    It cannot if it is empty, large or no JSON, or if `parcel`, the request, is no POST.
+    None if the body is empty, too large or not JSON, or if the request is not a POST.
     """
     if not body or len(body) > MOST_READ or parcel.method != "POST":
         return None

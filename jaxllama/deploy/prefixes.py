@@ -67,7 +67,7 @@ class PrefixMap:
         return len(self._seen)
 
     def remember(self, blocks: Sequence[int], replica: str) -> None:
-        """Note that a replica got a prompt with these blocks."""
+        """Note that a replica got a prompt; `blocks` are the hashes of the prompt's blocks."""
         for block in blocks:
             self._seen.setdefault(block, set()).add(replica)
             self._seen.move_to_end(block)
@@ -77,7 +77,8 @@ class PrefixMap:
     def matched(self, blocks: Sequence[int]) -> dict[str, int]:
         """Return how many leading blocks of a prompt each replica has seen.
 
-        `blocks` are the prompt's; replicas that saw none of them are left out.
+        `blocks` are the hashes of the prompt's blocks. The result maps replicas to counts;
+        replicas that saw no block are left out.
         """
         found: dict[str, int] = {}
         for count, block in enumerate(blocks, 1):
@@ -96,10 +97,10 @@ def rank(
 ) -> list[str]:
     """Return the replicas in the order in which to ask them for a request.
 
-    `loads` are the numbers of their open requests; `matched` says how many blocks of the prompt
-    each has seen. Replicas that have seen more blocks come first, then those with fewer open
-    requests. A replica with over `spread` more open requests than the least busy one comes after
-    all others, whatever it has seen; those to `avoid` come last.
+    For each replica, `loads` has the number of its open requests, and `matched` how many leading
+    blocks of the prompt it has seen. Replicas that have seen more blocks come first, then those
+    with fewer open requests. A replica with over `spread` more open requests than the least busy
+    one comes after all others, whatever it has seen. Replicas in `avoid` come last of all.
     """
     least = min(loads.values(), default=0)
 

@@ -29,7 +29,11 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc] # Ray is not read by my
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Return the candidate replicas in the order in which Ray has to ask them for a request."""
+        """Return the candidate replicas in the order in which Ray has to ask them for a request.
+
+        Each inner list holds one replica. `pending_request` is Ray's call with the request; None:
+        replicas are ordered by load alone.
+        """
         parcel = parcel_in(pending_request)
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # if all refuse
@@ -50,9 +54,9 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc] # Ray is not read by my
 
 
 def parcel_in(pending: PendingRequest | None) -> Parcel:
-    """Return the client's request (a Parcel) in a call of Ray, or one without a prompt.
+    """Return the client's request from `pending`, a call that Ray passes to a replica.
 
-    The result has no prompt if `pending`, the call, does not come from a gateway.
+    If there is no call, or it does not come from a gateway, the result is an empty request.
     """
     first = pending.args[0] if pending is not None and pending.args else None
     return first if isinstance(first, Parcel) else NOTHING

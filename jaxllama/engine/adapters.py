@@ -58,8 +58,9 @@ class LoadedAdapters:
     def load(self, name: str, weights: AdapterWeights) -> None:
         """Copy an adapter to the device under `name`; a loaded one with this name is replaced.
 
-        `weights` are its matrices by block and group of weights. Raises InvalidParameter if the
-        arrays for adapters are full, or after `fix`.
+        `weights` are its low-rank matrices by number of the transformer block, then by group of
+        weights, such as "qkv". Raises InvalidParameter if there is no room for another adapter, or
+        after a call of `fix`.
         """
         if self._is_fixed:
             raise InvalidParameter(
@@ -92,14 +93,17 @@ class LoadedAdapters:
         self._free_unused(gone.id)
 
     def fix(self) -> None:
-        """Refuse to load adapters from now on: other hosts would not know them."""
+        """Refuse to load adapters from now on, because the model's other hosts would not get them.
+
+        `load` then raises InvalidParameter.
+        """
         self._is_fixed = True
 
     def use(self, name: str, scale: float) -> AdapterUse:
         """Return a reference to the loaded adapter `name`, with a scale, for a request.
 
-        `scale` multiplies what the adapter adds to each product. Raises InvalidParameter if no
-        adapter of this name is loaded.
+        `scale` multiplies what the adapter adds to each product with a weight. Raises
+        InvalidParameter if no adapter of this name is loaded.
         """
         found = self._find(name)
         return AdapterUse(found.id, found.number, scale)
@@ -120,7 +124,10 @@ class LoadedAdapters:
         self.requests[name] += 1
 
     def end(self, use: AdapterUse) -> None:
-        """Count one request less that uses an adapter; free an unloaded one that none uses."""
+        """Count one request less that uses an adapter.
+
+        Frees the adapter's place on the device if it is unloaded and no other request uses it.
+        """
         self._uses[use.id] -= 1
         if self.name_of(use.id) is None:
             self._free_unused(use.id)

@@ -153,10 +153,11 @@ class Batch:
 
     @on_every_host
     def weigh(self, slot: int, runs: Runs, use: AdapterUse | None = None) -> Any:
-        """Return the log-probabilities of the target tokens in several short runs of tokens.
+        """Run short runs of tokens through the model; return an array with each target's logprob.
 
-        `runs` holds the tokens, where each run begins in the slot's cache, and the targets. `use`
-        is the adapter, None for none.
+        `runs` holds the tokens, the place of each run in the slot's cache, and the targets: tokens
+        whose log-probability after a token of a run is requested. `use` is the adapter, None for
+        none.
         """
         self._state, logprobs = self.programs.weigh(
             self._state, np.int32(slot), runs, self._adapter(use)
@@ -167,8 +168,8 @@ class Batch:
     def embed(self, slot: int, ids: np.ndarray, start: int, last: int) -> Pooled:
         """Run `ids` up to index `last` through the model; return their pooled final hidden states.
 
-        The ids after `last` are padding. Keys and values are written to the slot's cache from
-        column `start` on.
+        The result has the sum of the states, and the state at `last`. The ids after `last` are
+        padding. Keys and values are written to the slot's cache from column `start` on.
         """
         numbers = (np.int32(slot), ids, np.int32(start), np.int32(last))
         self._state, found = self.programs.embed(self._state, *numbers)
@@ -180,7 +181,7 @@ class Batch:
 
     @on_every_host
     def drop(self) -> None:
-        """Free the device memory of the state, except arrays that a failed program consumed."""
+        """Free the device memory of the decode state, which includes the KV cache of all slots."""
         if not self._is_lost:
             self.programs.delete(self._state)
         self._is_lost = True

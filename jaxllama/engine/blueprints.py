@@ -158,17 +158,17 @@ class Blueprints:
     def compiler_options(self) -> CompilerOptions:
         """Return the XLA options with which programs are compiled, or None for the defaults.
 
-        The default scheduler of XLA:CPU unpacks all packed weights at the start of a step. The
-        other one unpacks each matrix before its use, so that one is in memory at a time.
+        For packed weights on a CPU, they choose the scheduler that unpacks one matrix at a time.
+        The default scheduler of XLA:CPU unpacks all weights at the start of a step.
         """
         if self.engine.packed and self.mesh.devices.flat[0].platform == "cpu":
             return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
         return dict(body_named(self.engine.kernels).compiler_options) or None
 
     def _arguments(self, name: str) -> tuple[Any, ...]:
-        """Return a program's arguments as its method of `Steps` takes them.
+        """Return the arguments of the program `name`, with shapes and types in place of arrays.
 
-        They are trees of shapes and types in place of arrays.
+        They are pytrees, not flattened: the arguments of the Python function that is compiled.
         """
         state, number = self.state, self._small(())
         params = self.params
@@ -237,7 +237,10 @@ class Blueprints:
         return Runs(ids, places, rows, pairs)  # type: ignore[arg-type]
 
     def _row(self) -> RowStart:
-        """Return a RowStart of shapes and types only: the state's fields without the slot axis."""
+        """Return shapes and types of a RowStart, the first state of one row.
+
+        They are those of the decode state's fields, without the slot axis.
+        """
         fields = [field.name for field in dataclasses.fields(RowStart)]
         state = {name: getattr(self.state, name) for name in fields}
         return RowStart(**jax.tree.map(lambda x: self._small(x.shape[1:], x.dtype), state))
@@ -247,9 +250,10 @@ class Blueprints:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
 
     def _as_called(self, argument: Any) -> Any:
-        """Convert one argument to the form that calls pass.
+        """Flatten the shapes and types of one argument of a program, as calls pass it.
 
-        A tree of arrays becomes the tuple of its leaves, a RowStart one array of bytes.
+        A pytree, such as the decode state, becomes the tuple of its leaves. A RowStart (the first
+        state of one row) becomes one array of bytes. Any other argument is returned as it is.
         """
         if isinstance(argument, RowStart):
             return self._small((size_of(argument),), jnp.uint8)
@@ -259,9 +263,10 @@ class Blueprints:
 
 
 def as_tree(like: Any, argument: Any) -> Any:
-    """Convert an argument back from the form that calls pass (the inverse of `_as_called`).
+    """Rebuild one argument of a program from the flat form in which calls pass it.
 
-    `like` is the same argument with its tree structure, shapes and types.
+    The flat form of a pytree is the tuple of its leaves; that of a RowStart (the first state of one
+    row) is one array of bytes. `like` is the argument to rebuild, with shapes in place of arrays.
     """
     if isinstance(like, RowStart):
         return unpack(argument, like)

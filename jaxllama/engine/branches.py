@@ -38,7 +38,7 @@ def shared_prefix(continuations: Sequence[Continuation]) -> int:
     """Count the leading tokens that all continuations share, to compute them in one prefill.
 
     A continuation is (token ids, index of the first token whose log-probability is requested). The
-    token before that one is never counted: its logits have to be computed.
+    last token before this index is not counted, because its logits have to be computed.
     """
     shared = min(min(start, len(ids)) for ids, start in continuations) - 1
     for ids, _ in continuations[1:]:
@@ -65,9 +65,9 @@ def build_tree(continuations: Iterable[Continuation], shared: int) -> Node:
 def cut_runs(root: Node, shared: int) -> Iterator[TokenRun]:
     """Cut the tree of all continuations into runs of tokens, and yield the runs.
 
-    A run is at most RUN consecutive tokens of one branch; parents come before their children (depth
-    first). `root` stands for the prefix that all continuations share and has no token; `shared` is
-    the length of this prefix, so it is the cache column of the first token after it.
+    A run has at most RUN consecutive tokens of one branch. Runs come in depth-first order. `root`
+    stands for the prefix that all continuations share and has no token. `shared` is the length of
+    this prefix, and so the cache column of the first token after it.
     """
     stack = [(node, token, shared) for token, node in reversed(root.children.items())]
     while stack:
@@ -98,8 +98,8 @@ def split_targets(run: TokenRun) -> Iterator[TokenRun]:
 def group_runs(runs: Iterable[TokenRun], most: int) -> Iterator[list[TokenRun]]:
     """Group runs of tokens, in order, into lists, each for one call of the device.
 
-    A target is a token whose log-probability is requested. A call takes at most `most` runs. These
-    have at most PAIRS targets, which come after at most TARGET_ROWS different tokens of the runs.
+    A target is a token whose log-probability is requested. A call takes at most `most` runs, with
+    at most PAIRS targets in all; at most TARGET_ROWS tokens of these runs are followed by targets.
     """
     call: list[TokenRun] = []
     rows = pairs = 0

@@ -112,7 +112,7 @@ class CachedBlocks:
     """Follows the cached blocks of an engine, in its slots and in its prompt store."""
 
     def __init__(self, table: SlotTable, store: PromptStore, tell: Tell) -> None:
-        """Call `tell` with events for all blocks cached now, and from now on for every change.
+        """Report all blocks that are cached now as events to `tell`; `look` reports later changes.
 
         `table` has the slots, `store` the prefixes that are kept in host memory.
         """
@@ -161,9 +161,9 @@ class CachedBlocks:
         self._paths[number] = path
 
     def _follow(self, block: StoredBlock, *, is_added: bool) -> None:
-        """Count the cached blocks inside `block`, which the prompt store has added or will remove.
+        """Update the counts for `block`, which the prompt store has added or is about to remove.
 
-        A block of the store holds several of the smaller blocks that events are about.
+        A block of the store holds several smaller blocks, which are counted and reported as events.
         """
         if not is_added:
             for each in self._parts.pop(block):

@@ -34,7 +34,10 @@ class ProgramCompiler:
         self._thread: threading.Thread | None = None
 
     def get(self, name: str) -> Any:
-        """Return a program; make it on this thread, or wait if another thread is making it."""
+        """Return the program `name`, which is made at its first use.
+
+        If it is not made yet, make it on this thread, or wait if another thread is making it.
+        """
         with self._changed:
             self._changed.wait_for(lambda: name not in self._busy)
             if name in self.made:

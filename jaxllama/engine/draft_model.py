@@ -50,7 +50,7 @@ class Drafting(NamedTuple):
 def empty_draft_cache(engine: EngineConfig, spare: int) -> DraftCache | None:
     """Return an empty KV cache for the draft model; None if there is no draft model.
 
-    Each slot has `spare` extra columns at its end.
+    A column of the cache belongs to one token. Each slot has `spare` extra columns at its end.
     """
     if engine.draft_model is None:
         return None
@@ -63,8 +63,8 @@ def after_new_tokens(
 ) -> DraftCache:
     """Return the draft model's cache after a slot's tokens changed from `before` to `after`.
 
-    Only the columns of the prefix that both have in common stay valid. `after` is one row, without
-    the slot axis.
+    Only the columns of the longest common prefix of both stay valid, one column per token. `after`
+    is one row, without the slot axis.
     """
     differs = before != after.ids
     same = jnp.where(jnp.any(differs), jnp.argmax(differs), differs.shape[0]).astype(jnp.int32)
@@ -72,10 +72,10 @@ def after_new_tokens(
 
 
 def after_copy(cache: DraftCache, source: Array, target: Array, count: Array) -> DraftCache:
-    """Note that the first `count` columns of slot `source` were copied to slot `target`.
+    """Return the draft model's cache with its counts of valid columns corrected after a copy.
 
-    Returns the cache in which `target` has as many valid columns as were copied. The columns
-    themselves have been copied already.
+    The first `count` columns (one per token) of slot `source` were copied to slot `target` before.
+    Those of them that are valid in `source` become the valid columns of `target`.
     """
     copied = jnp.minimum(cache.filled[source], count)
     return cache._replace(filled=cache.filled.at[target].set(copied))
@@ -90,7 +90,8 @@ def split_weights(params: Tree) -> tuple[Tree, Tree]:
 def draft_cost(model: ModelConfig, engine: EngineConfig, params: Tree) -> float:
     """Return the time of a step of the draft model relative to one of `model`; 0 if there is none.
 
-    It is about the ratio of the bytes of weights that they read for one token.
+    The time is estimated from the bytes of weights that each model reads for one token. `params`
+    has the weights of both models.
     """
     if engine.draft_model is None:
         return 0.0
@@ -138,7 +139,8 @@ class DraftModel:
         """Compute missing columns of the draft model's cache for one row, at most one tile.
 
         This is the first row in the mask `wants` that lacks more than NEAR columns; nothing is
-        computed if there is none. `rows` has the tokens of each row.
+        computed if there is none. `rows` has the tokens of each row, `params` the weights of the
+        draft model.
         """
         behind = wants & (rows.last - cache.filled > NEAR)
         slot = jnp.argmax(behind).astype(jnp.int32)
@@ -160,8 +162,8 @@ class DraftModel:
     ) -> Drafting:
         """Draft `wanted` tokens for each row (0: none); return the drafts and the new cache.
 
-        `rows` has the tokens of each row. A row that drafts may lack a few columns of the cache,
-        which are computed first.
+        `rows` has the tokens of each row, `params` the weights of the draft model. A row that
+        drafts may lack a few columns of the cache, which are computed first.
         """
         model = model_of(self.config, params, self._body.name)
         every, most = jnp.arange(wanted.shape[0]), self._most

@@ -35,12 +35,12 @@ class Drafts(NamedTuple):
 def find_drafts(
     tokens: Int32[Array, "S T"], known: Int32[Array, " S"], most: int
 ) -> tuple[Int32[Array, "S N"], Int32[Array, " S"]]:
-    """Draft the next `most` tokens of each row by looking up its last tokens earlier in the row.
+    """Draft `most` tokens per row: those that followed its last tokens earlier in the row.
 
-    `tokens` are the rows, of which the first `known` entries are tokens. The longest earlier match
-    is taken, of equally long ones the latest; the draft is what followed it. Also returns how many
-    tokens match, 0 if fewer than SHORTEST. A match that reaches into the last tokens repeats: after
-    "a b a b" follows "a b a b".
+    Of each row of `tokens`, only the first `known` entries are used. The longest earlier match is
+    taken, of equally long ones the latest. If fewer than `most` tokens follow the match, they are
+    repeated. Also returns the length of each match in tokens: 0, without a usable draft, if it is
+    below SHORTEST.
     """
 
     def of_row(
@@ -70,12 +70,11 @@ def worth_checking(
 ) -> Int32[Array, " S"]:
     """Return how many drafted tokens of each row are likely enough to be drawn, at most `most`.
 
-    `trust` is each row's share of accepted drafted tokens so far. `match` is the length in tokens
-    of the match that the draft was found by (SHORTEST with a draft model; less: no draft). The
-    chance of the n-th token is trust ** n, and must be at least `least`. If the match is longer
-    than SHORTEST, 1 - trust is first multiplied by DOUBT for each further token. So a row whose
-    drafts are never accepted drafts only after a long match. A row with a trust of 1 drafts `most`
-    tokens after any match.
+    `trust` is each row's share of accepted drafted tokens so far. `match` is the length of the
+    match from which the draft was copied (SHORTEST with a draft model; less: no draft). The n-th
+    token counts if its chance, trust ** n, is at least `least`. Each token of the match beyond
+    SHORTEST first multiplies 1 - trust by DOUBT, so after a long match even a row with little trust
+    drafts. A row with a trust of 1 drafts `most` tokens after any match.
     """
     doubt = (1.0 - trust) * DOUBT ** (match - SHORTEST).astype(jnp.float32)
     chance = (1.0 - doubt)[:, None] ** jnp.arange(1, most + 1)
@@ -88,8 +87,8 @@ def updated_trust(
 ) -> Float[Array, " S"]:
     """Return each row's running share of accepted drafted tokens after one more check.
 
-    `trust` is the share before; `count` tokens were drafted and `accepted` of them drawn. Rows with
-    trust 1 always draft and keep it.
+    `trust` is the share before; `count` tokens were drafted and `accepted` of them drawn. A trust
+    of 1 never changes: such a row always drafts.
     """
     checked = jnp.minimum(count, accepted + 1)  # what follows a wrong token was not checked
     moved = jnp.minimum((MEMORY * trust + accepted) / (MEMORY + checked), HIGHEST)
@@ -102,13 +101,13 @@ def least_chance(
     draft_cost: float = 0.0,
     drafting: Float[Array, ""] | float = 1.0,
 ) -> Float[Array, ""]:
-    """Return the chance from which a drafted token is worth its time, in a step with `rows` rows.
+    """Return the chance of acceptance above which it saves time to check a drafted token.
 
-    `row_cost` is the time of one more row, relative to a step with one row. `draft_cost` is the
-    time of a step of the draft model with one row, relative to one of the model; 0: drafts are
-    looked up. `drafting` is the number of rows that share a step of the draft model. A draft pays
-    if it adds more to the tokens of a step than to its time; MARGIN covers other costs of a step
-    with drafts.
+    The step has `rows` rows. `row_cost` is the time of one more row, relative to a step with one
+    row; a drafted token costs as much. `draft_cost` is the time of a step of the draft model
+    relative to a step of the model, each with one row; 0 if drafts are looked up in the row's
+    tokens. `drafting` is the number of rows that share a step of the draft model. MARGIN covers
+    other costs of drafts.
     """
     share = draft_cost * (1.0 + row_cost * (drafting - 1.0)) / drafting
     least: Array = MARGIN * (row_cost + share) * rows / (1.0 + row_cost * (rows - 1.0))

@@ -110,9 +110,9 @@ class TextEncoder:
     def encode_in_steps(self, texts: Sequence[Sequence[int]]) -> InSteps[np.ndarray]:
         """Return the vectors of texts, [texts, width], computed in pieces of about PIECE_SECONDS.
 
-        `texts` are token ids. Texts are computed in tiles, batches of a fixed number of tokens.
-        Yields after each piece how many tokens are done: 0, or all tokens of a tile after its last
-        piece.
+        This is a generator. `texts` are token ids, computed in tiles: batches of a fixed number of
+        tokens. After each piece it yields how many more tokens are done: all tokens of a tile after
+        its last piece, else 0.
         """
         found = np.zeros((len(texts), self.config.width), np.float32)
         for tile in pack([len(ids) for ids in texts], self.sizes):
@@ -242,9 +242,10 @@ def most_texts(size: int) -> int:
 def pack(lengths: Sequence[int], sizes: Sequence[int]) -> list[PackedTexts]:
     """Distribute texts over tiles, the longest first, each to the first tile that has room.
 
-    A tile is a batch of texts for one call. `lengths` are the texts' tokens, `sizes` the tiles'
-    possible sizes in tokens, ascending. A new tile has the smallest size with room for all texts
-    that are left, or for USUAL tokens if that is less; but its first text always fits.
+    A tile is a batch of texts for one call. `lengths` has the number of tokens of each text,
+    `sizes` the possible sizes of a tile in tokens, ascending. A new tile has the smallest size with
+    room for all texts that are left, or for USUAL tokens if that is less; but its first text always
+    fits.
     """
     tiles: list[PackedTexts] = []
     rest = sum(lengths)

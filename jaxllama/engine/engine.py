@@ -102,11 +102,12 @@ class Engine:
     def submit(
         self, request: GenerationRequest, tail: TextTail | None = None, *, client: str = ""
     ) -> Generation:
-        """Queue a request; its events carry the returned generation's id.
+        """Queue a request; return its generation, whose id its events carry.
 
-        `tail` converts its tokens to text, None: events have no text. `client` names the sender;
-        clients take turns in prefill. Raises QueueFull, or PromptTooLong or InvalidParameter for a
-        request that does not fit.
+        `tail` converts the request's tokens to text; with None, events have no text. `client` is
+        any name of the sender: clients take turns in prefill, and all requests with "" are of one
+        client. Raises QueueFull, or PromptTooLong or InvalidParameter for a request that does not
+        fit.
         """
         if len(self._waiting) >= self.config.queue_limit:
             raise QueueFull(
@@ -142,16 +143,18 @@ class Engine:
                 self._end(generation, FinishReason.CANCELLED)
 
     def repeat_calls(self, next_call: Callable[[], bytes | None]) -> None:
-        """Repeat the device calls of host 0's engine on this host, where several hosts run a model.
+        """Repeat the device calls of host 0's engine on this host, until there are no more.
 
-        `next_call` returns the next call as bytes, or None after the last one.
+        Several hosts run the model together; host 0 takes the requests. `next_call` returns the
+        next call of host 0 as bytes, or None after the last one.
         """
         repeat_calls(self._batch, next_call)
 
     def tell_of_blocks(self, tell: Tell) -> None:
-        """Call `tell` after each step with events about the blocks of tokens that are cached.
+        """Call `tell` with events about cached blocks of tokens, now and after later steps.
 
-        The first events, which list the blocks cached now, come before this method returns.
+        A block is a fixed number of tokens in the KV cache. The first events list the blocks cached
+        now, and come before this method returns; later ones tell the changes.
         """
         self._cached_blocks = CachedBlocks(self.slots, self.prompt_store, tell)
 
@@ -175,7 +178,10 @@ class Engine:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Count the requests that wait, are in prefill or decode, and the slots in use."""
+        """Count the requests in each phase, and the slots in use.
+
+        The keys are "waiting", "filling" (in prefill), "running" (in decode) and "slots".
+        """
         waiting = len(self._waiting) + len(self.recovery.suspects.waiting)
         running = sum(generation is not None for generation in self._running)
         return {
@@ -285,7 +291,7 @@ class Engine:
             yield ADAPTED
 
     def _fill_prompts(self) -> None:
-        """Prefill one chunk; let each request decode whose prompts are all in the cache."""
+        """Prefill one chunk; start to decode the requests whose prompts are all in the cache."""
         for part in self._prompts.advance():
             generation = part.leader or part
             waits = generation.phase is Phase.FILLING
@@ -368,8 +374,9 @@ class Engine:
     def _limit_queued_work(self) -> None:
         """Wait for the device if several clients share the engine and no decode call is unread.
 
-        Otherwise only the reading of a decode call waits for the device. Without one, prompt chunks
-        would queue up there without a bound, in front of the next client's request.
+        Normally the host waits for the device when it reads a decode call. Without a decode call,
+        prompt chunks would queue on the device without a bound, in front of the next client's
+        request.
         """
         if self.is_shared and not self.calls:
             self._batch.wait()
@@ -388,7 +395,10 @@ class Engine:
 
     @property
     def _is_resting(self) -> bool:
-        """Say whether no row runs, no prompt is in prefill and `step` has no event to return."""
+        """Say whether no row runs, no prompt is in prefill and `step` has no event to return.
+
+        No decode call may be unread, either.
+        """
         return not (self._events or self.calls or self._prompts or any(self._running))
 
     def _emit_all(self, reading: Reading, *, guided: bool | None = None) -> None:
@@ -497,10 +507,10 @@ class Engine:
             self._emit_all(each, guided=False)
 
     def _note_given(self) -> None:
-        """Note as cached the forced tokens that the decode call just sent computes.
+        """Mark the forced tokens that the last decode call computes as cached.
 
         A forced token is the only one that the constraint allows. These tokens were emitted without
-        being drawn.
+        being drawn; the call, which was just sent, writes them to the KV cache.
         """
         if not self._keeps_answers:
             return
@@ -597,7 +607,8 @@ class Engine:
     def _keep_dropped(self, slot: Slot, kept: int) -> None:
         """Copy a slot's cached tokens to the prompt store before it keeps only the first `kept`.
 
-        Skipped if it would drop fewer than LEAST, or if the program for it is still being compiled.
+        Does nothing if the slot would drop fewer than LEAST tokens, or if the program that copies
+        them is still being compiled.
         """
         # While the program is being compiled, a request would wait for it.
         if len(slot.cached) - kept >= LEAST and self.programs.is_ready(SAVE):

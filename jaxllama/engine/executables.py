@@ -58,8 +58,9 @@ class Executables:
     def load(self, name: str, trees: tuple[Any, Any], devices: Sequence[Any]) -> Any | None:
         """Load one compiled program; return None if its file is missing, damaged or not private.
 
-        `trees` are the pytree structures of the program's arguments and of its results; they are
-        not read from the file. `devices` are those on which the program runs.
+        A file is private if this user owns it and no other user can write it. `trees` are the
+        pytree structures of the program's arguments and of its results; they are not read from the
+        file. `devices` are those on which the program runs.
         """
         try:
             payload = read_own(self._path(name), MAGIC)
@@ -95,7 +96,7 @@ class Executables:
 
 
 def drop_old(root: Path) -> None:
-    """Delete the least recently used folders of programs in `root`, all but KEPT."""
+    """Keep the KEPT most recently used folders of programs in `root`; delete the others."""
     folders = sorted(root.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
     for folder in folders[KEPT:]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -36,9 +36,11 @@ class StepInput(NamedTuple):
 
 
 def nothing_forced(slots: int, most: int) -> Int32[np.ndarray, "2 S N"] | None:
-    """Return ForcedTokens without any token, as one array with room for `most` in each slot.
+    """Return an empty array of forced tokens, with room for `most` of them in each slot.
 
-    All entries are NO_TOKEN. Returns None if `most` is 0.
+    A forced token is the only one that a row's constraint allows. Index 0 of the first axis is for
+    tokens that are not drawn by the samplers, index 1 for drawn ones. All entries are NO_TOKEN.
+    Returns None if `most` is 0.
     """
     return np.full((len(ForcedTokens._fields), slots, most), NO_TOKEN, np.int32) if most else None
 
@@ -49,9 +51,9 @@ def masks_at(
 ) -> UInt32[Array, "S W"]:
     """Return each row's mask of allowed tokens for the token at index `place` of a step.
 
-    `drawn` has the forced tokens of each row, by index in the step, padded with NO_TOKEN. Where a
-    row has a forced token, only this one is allowed. Elsewhere the row's mask is that in `allowed`,
-    which has a bit per token.
+    `drawn` has, by index in the step, the forced tokens of each row, padded with NO_TOKEN. A forced
+    token is the only one that the row's constraint allows, so the mask allows it alone. Without one
+    at this index, the mask is that in `allowed`, which has a bit per token of the vocabulary.
     """
     token = drawn[:, jnp.minimum(place, drawn.shape[1] - 1)][:, None]
     is_forced = (token != NO_TOKEN) & (place < drawn.shape[1])
@@ -80,8 +82,9 @@ def input_of(
 def after_given(state: DecodeState, fed: StepInput) -> DecodeState:
     """Return the state after the forced tokens in `fed` were appended to their rows.
 
-    The last of them becomes the pending token of its row: the newest one, which is not in the cache
-    yet. Rows without forced tokens stay as they are.
+    A forced token is the only one that a row's constraint allows. The last one of a row
+    becomes its pending token: the newest one, which is not in the cache yet. Rows without forced
+    tokens stay as they are.
     """
     slots, most = fed.given.shape
     index = jnp.arange(most)

@@ -75,9 +75,9 @@ class Generation:
     def add_guidance_row(self, id_: int) -> None:
         """Create the guidance row if the request has a negative prompt; `id_` is its id.
 
-        It is a second generation, which decodes the negative prompt: the request's logits are moved
-        away from its logits. It has no samplers of its own. Both generations share one list of
-        emitted tokens.
+        The guidance row is a second generation, which decodes the negative prompt without samplers
+        of its own. The logits of the request are moved away from those of the guidance row. Both
+        generations share one list of emitted tokens.
         """
         request, contrast = self.request, self.request.contrast
         if contrast is None:
@@ -94,7 +94,7 @@ class Generation:
         )
 
     def rewind(self, *, redraw: bool) -> None:
-        """Return to the phase WAITING after a fault.
+        """Set the generation back to the phase WAITING after a fault.
 
         With `redraw`, all emitted tokens are dropped and drawn again, but not emitted a second
         time. Without it they are kept, and prefilled after the prompt.

@@ -58,10 +58,10 @@ class Guide:
     def allow(self, row: np.ndarray, most: int = 0) -> Sequence[int] | None:
         """Return up to `most` forced tokens that come next; write the mask after them into `row`.
 
-        A forced token is the only one that the constraint allows. `row` has a bit per token of the
-        vocabulary; `most` is less than the number of tokens that a step computes. Returns None, and
-        sets no bit, if nothing is forced and the constraint still computes the mask. Raises
-        ValueError if no token is allowed.
+        A forced token is the only one that the constraint allows. The mask has a bit per token of
+        the vocabulary: the tokens that may follow the returned ones. `most` is less than the number
+        of tokens that a step computes. Returns None, and sets no bit, if nothing is forced and the
+        constraint still computes the mask. Raises ValueError if no token is allowed.
         """
         row[:] = 0
         forced = list(itertools.islice(self.due, most))
@@ -85,7 +85,10 @@ class Guide:
         self._follower.allowed(seconds)
 
     def _look_ahead(self) -> None:
-        """Find the forced tokens that come next: all of them, or as many as a step has places."""
+        """Find the forced tokens that come next: all of them, or as many as a step has places.
+
+        A forced token is the only one that the constraint allows.
+        """
         while len(self.due) < self._places and not (self._is_free or self._follower.done):
             forced = self._follower.forced()
             self._is_free = not forced

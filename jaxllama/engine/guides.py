@@ -71,9 +71,9 @@ class Guides:
     def masks(self, running: Sequence[Generation | None]) -> Masks:
         """Return the tokens that rows with a constraint may draw in the next step.
 
-        `running` has the generation of each row, None for none. A row whose mask is still being
-        computed gets no allowed token, nor does the row of its negative prompt: both skip the step,
-        and the attribute `waiting` lists the generation. Forced tokens, the only ones that a
+        `running` has the generation of each row, None for an unused row. A row whose mask is still
+        being computed gets no allowed token, nor does the row of its negative prompt: both skip the
+        step, and the attribute `waiting` lists the generation. Forced tokens, the only ones that a
         constraint allows, are emitted if they need not be drawn, and the attribute `given` lists
         their generations. A generation whose constraint fails is ended.
         """
@@ -122,9 +122,10 @@ class Guides:
         return request.top_logprobs is not None or self._bank.remembers(request.knobs)
 
     def wait(self) -> None:
-        """Wait at most WAIT_SECONDS for the mask of the first row of `waiting`.
+        """Wait at most WAIT_SECONDS for the mask of the first generation in `waiting`.
 
-        If its guide fails meanwhile, ends the generation.
+        This attribute lists the generations whose mask of allowed tokens is still being computed.
+        If the constraint fails meanwhile, ends the generation.
         """
         generation = self.waiting[0]
         assert generation.guide is not None

@@ -14,10 +14,10 @@ DIGEST_BYTES = 32
 
 
 def read_own(path: Path, magic: bytes) -> bytes | None:
-    """Read the payload of a file that `write_own` wrote; None if it does not exist.
+    """Read the payload of a file that `write_own` wrote; None if there is no file at `path`.
 
-    Raises PermissionError if another user can write it, ValueError if it is damaged or does not
-    begin with `magic`.
+    Raises PermissionError if another user can write the file or its folder, ValueError if the file
+    is damaged or does not begin with `magic`.
     """
     if not path.exists():
         return None

@@ -71,10 +71,10 @@ class Pipeline(Programs):
         *,
         executables: Executables | None = None,
     ) -> None:
-        """Prepare to compile or load the programs; nothing is compiled yet.
+        """Prepare to compile or load the programs of all pipeline stages; nothing is compiled yet.
 
-        `params` has the weights of each stage by its index, `meshes` are their devices. `bank` has
-        the samplers. `executables` are compiled programs on disk, None to keep none.
+        `params[i]` holds the weights of stage i, `meshes[i]` its devices. `bank` has the samplers.
+        `executables` are compiled programs on disk, None to keep none.
         """
         configs = stage_configs(with_copies(model, engine.model_parallel), engine.stage_layers)
         self.stages = [
@@ -104,7 +104,10 @@ class Pipeline(Programs):
 
     @property
     def columns(self) -> Any:
-        """Shapes and types of one block of KV cache columns, for each stage."""
+        """Return, for each stage, the shapes and types of one block of KV cache columns.
+
+        A column holds the keys and values of one token.
+        """
         return tuple(each.columns for each in self.stages)
 
     @property
@@ -113,9 +116,10 @@ class Pipeline(Programs):
         return [device for each in self.stages for device in each.mesh.devices.flat]
 
     def parts(self, name: str) -> tuple[str, ...]:
-        """Return the names of the compiled programs that make up the program `name`.
+        """Return the names of the compiled programs that are run for a call of the program `name`.
 
-        These are programs of all stages, or only of the last one; their names are "PROGRAM.STAGE".
+        With two stages, "copy" consists of "copy.0" and "copy.1", one program for each stage, and
+        "admit" of "admit.1" only, a program of the last stage.
         """
         return parts_of(name, len(self.stages))
 
@@ -125,7 +129,10 @@ class Pipeline(Programs):
             leaf.delete()
 
     def tree_of(self, state: StateLeaves) -> DecodeState:
-        """Rebuild a `DecodeState` from a state, with the caches of all stages, to read it."""
+        """Convert `state`, flat tuples of arrays, to one `DecodeState` tree, to read it.
+
+        The tree has the KV caches of all stages; all else is from the last stage.
+        """
         states = StageStates(*state)
         trees: list[DecodeState] = [
             jax.tree.unflatten(jax.tree.structure(each.state), leaves)
@@ -137,7 +144,7 @@ class Pipeline(Programs):
     # Calls of the programs: take host numbers, return the next state. Each consumes `state`.
 
     def empty(self) -> StageStates:
-        """Make new states with all rows inactive."""
+        """Make the first state of every stage, with all rows inactive."""
         *early, last = (self._program("empty", stage)() for stage in range(len(self.stages)))
         return StageStates(tuple(early), last)
 
@@ -150,9 +157,10 @@ class Pipeline(Programs):
         count: Any,
         adapter: StateLeaves | None = None,
     ) -> Any:
-        """Write keys and values of the first `count` of `ids` to a slot, from column `start` on.
+        """Write keys and values of the first `count` tokens of `ids` to a slot's KV cache.
 
-        Consumes `state` and returns the next one. `adapter` is None: stages have no adapters.
+        The first token goes to column `start` (its position in the slot). Consumes `state` and
+        returns the next one. `adapter` must be None: stages have no adapters.
         """
         del adapter  # `EngineConfig` has none with stages
         passed, hidden = self._pass(PREFILL, state, slot, ids, start, count)
@@ -171,10 +179,11 @@ class Pipeline(Programs):
     ) -> tuple[StateLeaves, StepOutput]:
         """Draw `steps` tokens for every active row; return the next state and the tokens.
 
-        `allowed` has a mask of tokens for each row, None if all are allowed. `lean`: all rows use
-        common samplers only, so a program with these alone may run instead of the one with all
-        samplers. `adapter` and `forced` are None: stages have no adapters and no speculation. Rows
-        that end do not shorten the call: their further steps cost only the sending.
+        `allowed` has a bit mask of the allowed tokens for each row, None if all are allowed.
+        `lean`: all rows use common samplers only, so a program with these alone may run instead of
+        the one with all samplers. `adapter` and `forced` must be None: stages have no adapters and
+        no speculation. All steps are sent to the devices, but those without an active row cost
+        little.
         """
         del adapter, forced  # `EngineConfig` has none with stages
         mask = self._every_token if allowed is None else place(allowed, self.blueprints.whole)
@@ -194,11 +203,14 @@ class Pipeline(Programs):
         return StageStates(tuple(early), last, following), output
 
     def admit(self, state: StateLeaves, slot: Any, row: Any) -> StateLeaves:
-        """Write one row (a RowStart, or one that `pack` made into bytes), so that it decodes."""
+        """Write the start values `row` to a slot's row, so that the row decodes from then on.
+
+        `row` is a RowStart, or the uint8 array that `pack` made of one. Returns the next state.
+        """
         return self._with_rows("admit", state, slot, pack(row))
 
     def release(self, state: StateLeaves, mask: Any) -> StateLeaves:
-        """Stop decoding in the rows of the mask [S]."""
+        """Stop decoding in the rows where `mask` [slots] is True; return the next state."""
         return self._with_rows("release", state, mask)
 
     def scrub(self, state: StateLeaves, slot: Any) -> StateLeaves:
@@ -206,21 +218,25 @@ class Pipeline(Programs):
         return self._with_caches("scrub", state, slot)
 
     def copy(self, state: StateLeaves, source: Any, target: Any, count: Any) -> StateLeaves:
-        """Copy the first `count` cache columns of slot `source` to slot `target`.
+        """Copy the first `count` KV cache columns of slot `source` to slot `target`.
 
-        They are copied in whole blocks.
+        Each token has one column. Whole blocks are copied, so `count` is rounded up. Returns the
+        next state.
         """
         return self._with_caches("copy", state, source, target, count)
 
     def save(self, state: StateLeaves, slot: Any, start: Any) -> Any:
-        """Return the block of a slot's cache columns from `start` on, for each stage.
+        """Return, for each stage, one block of a slot's KV cache, from column `start` on.
 
-        Does not consume `state`.
+        A block has KEY_BLOCK columns, one for each token. Does not consume `state`.
         """
         return self._everywhere(SAVE, state, slot, start)
 
     def restore(self, state: StateLeaves, columns: Any, slot: Any, start: Any) -> StateLeaves:
-        """Overwrite the block of a slot's cache columns from `start` on with `columns`."""
+        """Write the block `columns` to a slot's KV cache, from column `start` on.
+
+        `columns` is a block as `save` returns it.
+        """
         states = StageStates(*state)
         *early, last = (
             self._program("restore", stage)(own, columns[stage], slot, start)
@@ -237,12 +253,13 @@ class Pipeline(Programs):
         last: Any,
         adapter: StateLeaves | None = None,
     ) -> Any:
-        """Return the next state and a Peek: log-probabilities of the targets, and all logits.
+        """Run known tokens through the model; return the next state and a Peek.
 
-        `pairs` [2, R] has R token ids, then for each of them its target, the next token whose
-        log-probability is requested. `last` is the index of the last id that counts. Keys and
-        values go to the slot's cache from column `start` on. `adapter` is None: stages have no
-        adapters.
+        The Peek has the log-probability of each target, and the logits after each token. `pairs`
+        [2, R]: R token ids, then for each id its target, the next token, whose log-probability is
+        requested. Keys and values go to the slot's cache from column `start` on. `last` is the
+        index of the last id that counts; the rest is padding. `adapter` must be None: stages have
+        no adapters.
         """
         del adapter  # `EngineConfig` has none with stages
         ids, targets = pairs
@@ -252,20 +269,20 @@ class Pipeline(Programs):
     def weigh(
         self, state: StateLeaves, slot: Any, runs: Runs, adapter: StateLeaves | None = None
     ) -> Any:
-        """Return the next state, and the log-probabilities of targets after short runs of tokens.
+        """Return the next state, and log-probabilities of target tokens after short runs of tokens.
 
-        `runs` holds the tokens, their cache columns, and the targets: tokens whose log-probability
-        is requested, each after a token of a run. `adapter` is None: stages have no adapters.
+        `runs` holds the tokens of the runs, their cache columns, and the targets; each target comes
+        after one of these tokens. `adapter` must be None: stages have no adapters.
         """
         del adapter  # `EngineConfig` has none with stages
         passed, hidden = self._pass(RUNS, state, slot, runs.ids, runs.places)
         return self._end("weigh", passed, slot, runs._replace(ids=hidden))
 
     def embed(self, state: StateLeaves, slot: Any, ids: Any, start: Any, last: Any) -> Any:
-        """Return the next state, and the pooled final hidden states of `ids` up to index `last`.
+        """Return the next state, and the sum and the last one of the final hidden states of `ids`.
 
-        The ids after `last` are padding. Keys and values go to the slot's cache from column `start`
-        on.
+        `last` is the index of the last id that counts; the rest is padding. Keys and values go to
+        the slot's cache from column `start` on.
         """
         passed, hidden = self._pass(PROMPT, state, slot, ids, start, last)
         return self._end("embed", passed, slot, hidden, start, last)
@@ -280,9 +297,10 @@ class Pipeline(Programs):
         return self.compiled(self._part(name, stage))
 
     def _described(self, part: str) -> tuple[Blueprints, str]:
-        """Return the blueprints of a program's stage, and the program's name in these blueprints.
+        """Return the Blueprints of the stage of a compiled program, and the program's name in them.
 
-        `part` is the name of the compiled program, "PROGRAM.STAGE".
+        Blueprints describe the programs of a stage. `part` is "PROGRAM.STAGE"; the returned name is
+        "PROGRAM".
         """
         name, _, stage = part.rpartition(".")
         return self.stages[int(stage)], name
@@ -305,9 +323,10 @@ class Pipeline(Programs):
         return StageStates(*state)._replace(early=tuple(early), last=last)
 
     def _with_rows(self, name: str, state: StateLeaves, *given: Any) -> StateLeaves:
-        """Run the program `name`, which changes which rows decode, on the last stage.
+        """Run the program `name`, which starts or stops the decoding of rows, on the last stage.
 
-        `given` are its further arguments. Returns the next states of all stages.
+        `given` are the program's further arguments. Returns the states of all stages; only that of
+        the last stage is new.
         """
         states = StageStates(*state)
         last = self._program(name, self.last)(states.last, *given)
@@ -330,16 +349,16 @@ class Pipeline(Programs):
         return states._replace(early=tuple(early)), x
 
     def _end(self, name: str, states: StageStates, *given: Any) -> tuple[StageStates, Any]:
-        """Run the program `name` of the last stage; return the next states and its other result.
+        """Run the program `name` of the last stage; return the next states and its result.
 
-        `states` are those of all stages, `given` are further arguments of the program.
+        `states` are the states of all stages, `given` are further arguments of the program.
         """
         run = self._program(name, self.last)
         last, found = run(self._weights_of[-1], states.last, *given)
         return states._replace(last=last), found
 
     def _pass_step(self, early: list[StateLeaves], fed: Fed) -> Any:
-        """Compute a step of one microbatch on all stages but the last.
+        """Compute a decode step of one microbatch of rows on all stages but the last.
 
         `early` has the states of these stages, which are replaced in the list. `fed` is the input
         of the first stage. Returns the hidden states on the devices of the last stage.
@@ -352,7 +371,12 @@ class Pipeline(Programs):
 
 
 def parts_of(name: str, stages: int) -> tuple[str, ...]:
-    """Return the names of the compiled programs that make up a program of `stages` stages."""
+    """Return the names of the compiled programs that are run for a call of the program `name`.
+
+    `stages` is the number of pipeline stages. With two stages, "copy" consists of "copy.0" and
+    "copy.1", one program for each stage, and "admit" of "admit.1" only, a program of the last
+    stage.
+    """
     last = stages - 1
     if name in EVERYWHERE:
         return tuple(f"{name}.{stage}" for stage in range(stages))

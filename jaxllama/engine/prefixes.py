@@ -47,12 +47,18 @@ class SlotTokens:
 
     @property
     def cached_path(self) -> list[TokenBlock]:
-        """List the whole blocks of the cached tokens, from the root of the tree on."""
+        """List the full blocks of cached tokens as nodes of the prefix tree, the first block first.
+
+        The root of the tree, which has no tokens, is not in the list.
+        """
         return self._path[: self.count // BLOCK]
 
     @property
     def newest_block(self) -> TokenBlock | None:
-        """Return the last block of `cached_path`, which no other path ends with; None if empty."""
+        """Return the tree node of the last full block of cached tokens; None if no block is full.
+
+        Two slots with the same node have the same tokens up to the end of this block.
+        """
         return self._path[self.count // BLOCK - 1] if self.count >= BLOCK else None
 
     def append(self, token: int) -> None:
@@ -75,7 +81,7 @@ class SlotTokens:
         """Replace the planned tokens: those that the slot will hold once its prompt is prefilled.
 
         `tokens` begins with the tokens that are cached now. `path` lists the blocks of `tokens`
-        that are already in the tree of known prefixes, from the root on.
+        that are already in the tree of known prefixes, the first block first.
         """
         self._truncate(self.count)
         for block in path[len(self._path) :]:
@@ -105,15 +111,15 @@ class SlotTokens:
     def shared(self, path: Sequence[TokenBlock], tokens: bytes) -> int:
         """Return how many leading tokens the slot shares with `tokens` (int32 as bytes).
 
-        `path` lists the blocks of `tokens` that are in the tree of known prefixes, from the root
-        on.
+        `path` lists the blocks of `tokens` that are in the tree of known prefixes, the first block
+        first.
         """
         blocks = common_blocks(self._path, path)
         rest = tokens[blocks * BLOCK_BYTES : (blocks + 1) * BLOCK_BYTES]
         return blocks * BLOCK + common_tokens(self.block(blocks), rest)
 
     def block(self, number: int) -> bytes:
-        """Return the tokens of block `number` as bytes; the last block may be shorter."""
+        """Return the slot's tokens of block `number` (int32 as bytes); the last may be shorter."""
         return self._tokens[number * BLOCK : (number + 1) * BLOCK].tobytes()
 
     def _push(self, tokens: "array[int]") -> None:
@@ -137,9 +143,10 @@ class SlotTokens:
 
 
 def known_blocks(root: TokenBlock, tokens: bytes) -> list[TokenBlock]:
-    """List the blocks of the tree that make up the longest prefix of `tokens` in it.
+    """List the tree nodes that make up the longest prefix of `tokens` in the tree.
 
-    The list begins at the root. `tokens` are int32 token ids as bytes.
+    Each node is a block of tokens. The first block comes first; `root`, which has no tokens, is not
+    in the list. `tokens` are int32 token ids as bytes.
     """
     path: list[TokenBlock] = []
     block = root

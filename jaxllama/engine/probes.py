@@ -63,11 +63,11 @@ class Probes:
         *,
         adapter: AdapterUse | None = None,
     ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Compute the log-probabilities of ids[start:] and the logits after the last token.
+        """Compute the log-probabilities of ids[start:], and the logits after the last token.
 
-        A generator: yields how many tokens each call computed, and returns both arrays. `on_logits`
-        is called with the logits [tokens, vocab] after each token from the one before `start` on,
-        in parts. `adapter` None: the model alone.
+        A generator: yields how many tokens each device call computed, and returns both arrays.
+        `start` is at least 1. `on_logits` gets the logits after each token of ids[start - 1:], as
+        several arrays [tokens, vocab]. `adapter` is a low-rank adapter, None for the model alone.
         """
         self._config.check_length(len(ids), 0)
 
@@ -82,9 +82,10 @@ class Probes:
         """Compute the log-probabilities of the last tokens of each continuation.
 
         A continuation is (token ids, index of the first token whose log-probability is requested);
-        the index is at least 1. A generator: yields how many tokens each call computed, and returns
-        one array per continuation. A prefix that several continuations share is computed once: this
-        method is for many short continuations of one long prefix. `adapter` None: the model alone.
+        the index is at least 1. A generator: yields how many tokens each device call computed, and
+        returns one array per continuation. A prefix that several continuations share is computed
+        once: this method is for many short continuations of one long prefix. `adapter` None: the
+        model alone.
         """
         for ids, _ in continuations:
             self._config.check_length(len(ids), 0)
@@ -97,10 +98,9 @@ class Probes:
         return self._run("weigh", known, begin, adapter)
 
     def embed(self, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Compute the final hidden states of `ids` after the last norm.
+        """Compute the mean and the last one of the hidden states of `ids` after the last norm.
 
-        A generator: yields how many tokens each call computed, and returns the states' mean and the
-        last state.
+        A generator: yields how many tokens each device call computed, and returns both arrays.
         """
         self._config.check_length(len(ids), 0)
         return self._run("embed", (), lambda slot: self._embed(slot, ids))
@@ -118,11 +118,11 @@ class Probes:
         begin: Callable[[int], InSteps[Result]],
         adapter: AdapterUse | None = None,
     ) -> InSteps[Result]:
-        """Run a probe in a slot, and keep its adapter, if it has one, loaded until its end.
+        """Run a probe in a slot; its adapter, if not None, stays loaded until the probe ends.
 
-        A probe computes log-probabilities or hidden states of known tokens. `program` is the name
-        of the device program that it calls. `begin(slot)` returns the probe's generator. `known`
-        are its first tokens, to find a slot that has them cached.
+        A probe is a generator that computes log-probabilities or hidden states of known tokens;
+        `begin(slot)` returns it. `program` is the name of the device program that the probe calls.
+        `known` are the first tokens of the probe, to find a slot that has them cached.
         """
         if adapter is None:
             return (yield from self._in_slot(program, known, begin, None))
@@ -138,10 +138,10 @@ class Probes:
     ) -> InSteps[Result]:
         """Run a probe in a free slot, if possible one that has the tokens `known` cached.
 
-        A probe reads log-probabilities or hidden states of known tokens. `begin(slot)` returns its
-        generator. Frees the slot at the end, also if the generator is closed early. Waits in its
-        slot while `program`, which it calls, is being compiled. Raises QueueFull if no slot is
-        free, GenerationFailed if the engine restarts in between.
+        A probe is a generator that computes log-probabilities or hidden states of known tokens;
+        `begin(slot)` returns it. While the device program `program` is being compiled, the probe
+        waits in its slot. The slot is freed at the end, also if this generator is closed early.
+        Raises QueueFull if no slot is free, GenerationFailed if the engine restarts in between.
         """
         claim = self._table.claim(NO_OWNER, (*known, NO_ID), key_of(adapter))
         if claim is None:
@@ -176,9 +176,9 @@ class Probes:
     ) -> InSteps[Result]:
         """Wait until `program` is compiled, bring a cached prefix into the slot, run the probe.
 
-        A probe reads log-probabilities or hidden states of known tokens. `claim` is its slot,
-        `known` the tokens of which a prefix may be cached, and `begin(slot)` returns the probe's
-        generator. Yields 0 while it waits.
+        A probe is a generator that computes log-probabilities or hidden states of known tokens;
+        `begin(slot)` returns it. `claim` names its slot. A prefix of `known`, the first tokens of
+        the probe, may be cached elsewhere. Yields 0 while it waits.
         """
         programs = self._batch.programs
         while not programs.is_ready(program):
@@ -195,11 +195,10 @@ class Probes:
         return (yield from begin(claim.slot))
 
     def _copy_prefix(self, claim: Claim, known: Sequence[int]) -> None:
-        """Copy to a probe's slot the longest prefix of `known` that another slot has cached.
+        """Copy the cached prefix of `known` from slot `claim.source` to slot `claim.slot`.
 
-        A probe computes what the model says about known tokens. `claim` names both slots. Nothing
-        is copied if the other slot has no more of it than the probe's own, or while the copy
-        program is being compiled.
+        Copies nothing if `claim.source` is None, if the source slot has cached no more of `known`
+        than the other slot, or while the copy program is being compiled.
         """
         if claim.source is None or not self._batch.programs.is_ready("copy"):
             return
@@ -220,8 +219,9 @@ class Probes:
     ) -> InSteps[tuple[np.ndarray, np.ndarray]]:
         """Prefill up to the token before `start`, then run the program `peek` on the rest.
 
-        It takes a fixed number of tokens at a time. Returns the log-probabilities of ids[start:]
-        and the last logits. `on_logits`, if not None, is called with the logits of each such part.
+        The program takes a fixed number of tokens at a time. Yields how many tokens each device
+        call computed. Returns the log-probabilities of ids[start:] and the logits after the last
+        token. `on_logits`, if not None, is called with the logits of each call of `peek`.
         """
         yield from self._fill(slot, ids, start - 1, adapter)
         cached = self._table.slots[slot].cached
@@ -251,8 +251,8 @@ class Probes:
         """Prefill the first `shared` tokens, which all continuations have, then compute the rest.
 
         A continuation is (token ids, index of the first token whose log-probability is requested).
-        Yields how many tokens each call computed. Returns the requested log-probabilities, one
-        array per continuation.
+        Yields how many tokens each device call computed. Returns the requested log-probabilities,
+        one array per continuation.
         """
         yield from self._fill(slot, continuations[0][0], shared, adapter)
         found = [np.zeros(len(ids) - start, np.float32) for ids, start in continuations]
@@ -269,9 +269,10 @@ class Probes:
         return found
 
     def _embed(self, slot: int, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
-        """Run `ids`; return the mean of their final hidden states, and the last of these.
+        """Run `ids` through the model; return the mean and the last one of the final hidden states.
 
-        A fixed number of tokens is computed at a time.
+        Each device call computes a fixed number of tokens. Yields how many tokens each call
+        computed.
         """
         tile, found = self._batch.programs.tile, []
         for at in range(0, len(ids), tile):
@@ -289,16 +290,17 @@ class Probes:
     ) -> InSteps[None]:
         """Prefill the tokens of ids[:end] that the slot has not cached yet.
 
-        Yields how many tokens each call computed. `adapter` None: the model alone.
+        Yields how many tokens each device call computed. `adapter` None: the model alone.
         """
         cached = self._table.slots[slot].cached
         while len(cached) < end:
             yield self._prompts.send(slot, ids, len(cached), end, adapter)
 
     def _arguments(self, call: Sequence[TokenRun]) -> Runs:
-        """Convert the runs of tokens of one call to the padded arrays of a Runs.
+        """Convert the token runs of one call of the program `weigh` to padded arrays.
 
-        The program `weigh` takes a Runs; it computes log-probabilities of tokens after such runs.
+        A run is a few consecutive tokens in the cache. The program `weigh` computes
+        log-probabilities of given next tokens after the tokens of such runs.
         """
         count = self._batch.programs.runs
         ids, places = np.zeros((count, RUN), np.int32), np.zeros((2, count), np.int32)

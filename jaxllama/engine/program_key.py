@@ -44,7 +44,11 @@ IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import|import[ \t]+(.+)
 
 
 def program_key(parts: Iterable[object]) -> str:
-    """Return a digest (hex) of `parts`, of this machine, and of the package's source files."""
+    """Return the key (hex) under which compiled programs are stored on disk.
+
+    It is a digest of `parts`, of facts of this machine, and of the source files of this package
+    that may change a program. Each of `parts` counts by its `repr`.
+    """
     digest = hashlib.sha256()
     for part in (*parts, *machine(), sources()):
         digest.update(repr(part).encode() + b"\0")
@@ -52,7 +56,10 @@ def program_key(parts: Iterable[object]) -> str:
 
 
 def machine() -> tuple[object, ...]:
-    """List facts of this machine for the key: versions, drivers, flags, devices, CPU features."""
+    """List the facts of this machine that may change a compiled program.
+
+    These are versions, drivers, flags, devices and CPU features.
+    """
     devices = jax.devices()
     return (
         jax.__version__,
@@ -90,7 +97,7 @@ def cpu_features() -> str:
 
 
 def sources() -> str:
-    """Return a digest of this package's source files, because an edit may change a program."""
+    """Return a digest of those source files of this package that may change a compiled program."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
     for folder in FOLDERS:
@@ -103,10 +110,11 @@ def sources() -> str:
 
 
 def digest_code(modules: Iterable[str]) -> list[tuple[str, str]]:
-    """List (package, digest or version) of all code that these modules may run.
+    """List (package, digest or version) of the code that `modules` may run, imports included.
 
-    Hashes the packages of `modules` and all packages that they import, directly or not. A package
-    that was installed by an installer and is imported only by others counts by its version.
+    The packages of `modules`, and packages outside site-packages, are listed with a digest of their
+    files. Other packages, which these import, are listed with their version (if known). The
+    standard library, JAX and this package are left out.
     """
     found: dict[str, str] = {}
     waiting = [(name.partition(".")[0], True) for name in modules]

@@ -104,11 +104,11 @@ class Programs:
         adapters: AdapterBlocks | None = None,
         blueprints: Blueprints | None = None,
     ) -> None:
-        """Prepare to compile or load the programs; nothing is compiled yet.
+        """Prepare to compile or load the device programs of a model; nothing is compiled yet.
 
         `bank` has the samplers. `adapters` are the device arrays of low-rank adapters, None for
         none. `executables` are compiled programs on disk, None to keep none. `blueprints` describe
-        the programs; None: those of a model whose layers all have the devices of `mesh`.
+        the programs to compile; None: the programs of a model without pipeline stages.
         """
         model = with_copies(model, engine.model_parallel)
         self.model, self.engine, self.bank, self.mesh = model, engine, bank, mesh
@@ -149,7 +149,10 @@ class Programs:
 
     @property
     def columns(self) -> Columns:
-        """Shapes and types of one block of KV cache columns, replicated on every device."""
+        """Return the shapes and types of one block of KV cache columns, replicated on every device.
+
+        A column holds the keys and values of one token.
+        """
         return self.blueprints.columns
 
     @property
@@ -177,7 +180,7 @@ class Programs:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Return about how many bytes of weights a decode step reads, those of drafts left out."""
+        """Return about how many bytes of weights a decode step reads, without a draft model's."""
         return sum(leaf.nbytes for leaf in leaves_of(split_weights(self.params)[0]))
 
     def roofline(self, step_seconds: float, rows: int) -> dict[str, float]:
@@ -199,7 +202,7 @@ class Programs:
         return found
 
     def prepare(self, progress: Progress | None = None, *, behind: bool = True) -> None:
-        """Make the programs that a first request needs; with `behind`, then make the others.
+        """Compile or load the programs that a first request needs; with `behind`, then the others.
 
         The others are made on a background thread; without `behind`, each when it is first called.
         Calls `progress` with "programs", and with "compiling NAME" before a program is compiled.
@@ -224,7 +227,8 @@ class Programs:
         """Compile or load all programs; afterwards no program is traced any more.
 
         Calls `progress` with "programs", and with "compiling NAME" before a program is compiled.
-        `decode_lean` is left out unless the kernels prefer it, because nothing calls it any more.
+        The program `decode_lean` (common samplers only) is left out unless the kernels prefer it,
+        because `decode` then serves all rows.
         """
         self._serves_lean = self.body.prefers_lean
         self.report = progress or self.report
@@ -234,18 +238,18 @@ class Programs:
         self._make_all(self._all_parts(used))
 
     def parts(self, name: str) -> tuple[str, ...]:
-        """Return the names of the compiled programs that make up the program `name`.
+        """Return the names of the compiled programs that are run for a call of the program `name`.
 
-        That is itself, unless the layers of the model lie on several groups of devices.
+        Here this is `name` alone. A subclass for pipeline stages may return several.
         """
         return (name,)
 
     def _all_parts(self, names: Iterable[str]) -> list[str]:
-        """Return the parts of all these programs, each once."""
+        """List the compiled programs that are run for calls of the programs `names`, each once."""
         return list(dict.fromkeys(part for name in names for part in self.parts(name)))
 
     def _described(self, part: str) -> tuple[Blueprints, str]:
-        """Return the blueprints that describe the compiled program `part`, and its name in them."""
+        """Return the Blueprints that describe the compiled program `part`, and its name in them."""
         return self.blueprints, part
 
     def compiled(self, name: str) -> Any:
@@ -257,7 +261,10 @@ class Programs:
         return self._compiler.get(name) if made is None else made
 
     def is_ready(self, name: str) -> bool:
-        """Say whether a call of this program need not wait for the background thread."""
+        """Return False if a call of this program would wait for the background thread, else True.
+
+        That thread compiles or loads programs before they are first called.
+        """
         return not any(map(self._compiler.is_pending, self.parts(name)))
 
     def wait(self, name: str, seconds: float) -> None:
@@ -269,15 +276,15 @@ class Programs:
 
     @property
     def pending(self) -> tuple[str, ...]:
-        """List the programs that the background thread still has to make, the present one first."""
+        """List the programs still to be made by the background thread, the present one first."""
         return self._compiler.pending
 
     @property
     def figures(self) -> dict[str, float]:
-        """Return figures for metrics: how many programs were compiled, loaded, are still to make.
+        """Return metrics: numbers of programs compiled, loaded and pending, and the seconds spent.
 
-        With the seconds that compiling and loading took. `recompilations` counts the programs that
-        were compiled although they were not in the plan at the start.
+        `recompilations` counts the programs that were compiled although they were not planned at
+        the start.
         """
         made = list(self.made.items())
         compiled = [each.seconds for _, each in made if each.is_compiled]
@@ -297,7 +304,7 @@ class Programs:
         self._compiler.join()
 
     def seal(self) -> None:
-        """Let every compilation in this process raise CompiledLate, until `stop` is called."""
+        """Make every compilation in this process raise CompiledLate, until `stop` is called."""
         self.is_sealed = True
         forbid_compilations()
 
@@ -344,10 +351,11 @@ class Programs:
         count: Any,
         adapter: StateLeaves | None = None,
     ) -> Any:
-        """Write keys and values of the first `count` of `ids` to a slot, from column `start` on.
+        """Write keys and values of the first `count` tokens of `ids` to a slot's KV cache.
 
-        Consumes `state` and returns the next one. `adapter` has the adapter arguments of the call,
-        None: without an adapter.
+        The first token goes to column `start` (its position in the slot). Consumes `state` and
+        returns the next one. `adapter` has the arrays of all adapters, then the number and scale of
+        the slot's adapter; None: the slot has no adapter.
         """
         run = self.compiled(named("prefill", adapter))
         return run(self._weights, state, slot, ids, start, count, *given(adapter))
@@ -363,11 +371,12 @@ class Programs:
     ) -> tuple[StateLeaves, StepOutput]:
         """Draw up to `steps` tokens for every active row; return the next state and the tokens.
 
-        `allowed` has a mask of tokens for each row, None if all are allowed. `lean`: all rows use
-        common samplers only, so a program with these alone may run instead of the one with all
-        samplers. `adapter` has the arrays of all adapters, None: no row has one. `forced` has the
-        tokens of each row that come before the one of `allowed`, because its constraint allows no
-        others (ForcedTokens as one array); None: there are none, as always without speculation.
+        `allowed` has a bit mask of the allowed tokens for each row, None if all are allowed.
+        `lean`: all rows use common samplers only, so a program with these alone may run instead of
+        the one with all samplers. `adapter` has the arrays of all adapters, None: no row has one.
+        `forced` (a ForcedTokens as one array, only with speculation) has the next tokens of each
+        row if its constraint allows no others; the mask in `allowed` is for the token after them.
+        None: no row has any.
         """
         if allowed is None:
             allowed = self._every_token
@@ -388,11 +397,14 @@ class Programs:
         return WHOLE if is_made and not self.body.prefers_lean else LEAN
 
     def admit(self, state: StateLeaves, slot: Any, row: Any) -> StateLeaves:
-        """Write one row (a RowStart, or one that `pack` made into bytes), so that it decodes."""
+        """Write the start values `row` to a slot's row, so that the row decodes from then on.
+
+        `row` is a RowStart, or the uint8 array that `pack` made of one. Returns the next state.
+        """
         return self.compiled("admit")(state, slot, pack(row))
 
     def release(self, state: StateLeaves, mask: Any) -> StateLeaves:
-        """Stop decoding in the rows of the mask [S]."""
+        """Stop decoding in the rows where `mask` [slots] is True; return the next state."""
         return self.compiled("release")(state, mask)
 
     def scrub(self, state: StateLeaves, slot: Any) -> StateLeaves:
@@ -400,19 +412,26 @@ class Programs:
         return self.compiled("scrub")(state, slot)
 
     def copy(self, state: StateLeaves, source: Any, target: Any, count: Any) -> StateLeaves:
-        """Copy the first `count` cache columns of slot `source` to slot `target`.
+        """Copy the first `count` KV cache columns of slot `source` to slot `target`.
 
-        They are copied in whole blocks.
+        Each token has one column. Whole blocks are copied, so `count` is rounded up. Returns the
+        next state.
         """
         return self.compiled("copy")(state, source, target, count)
 
     def save(self, state: StateLeaves, slot: Any, start: Any) -> Columns:
-        """Return the block of a slot's cache columns from `start` on; does not consume `state`."""
+        """Return one block (KEY_BLOCK columns) of a slot's KV cache, from column `start` on.
+
+        A column holds the keys and values of one token. Does not consume `state`.
+        """
         columns: Columns = self.compiled(SAVE)(state, slot, start)
         return columns
 
     def restore(self, state: StateLeaves, columns: Columns, slot: Any, start: Any) -> StateLeaves:
-        """Overwrite the block of a slot's cache columns from `start` on with `columns`."""
+        """Write the block `columns` to a slot's KV cache, from column `start` on.
+
+        `columns` is a block as `save` returns it.
+        """
         return self.compiled("restore")(state, columns, slot, start)
 
     def peek(
@@ -424,12 +443,13 @@ class Programs:
         last: Any,
         adapter: StateLeaves | None = None,
     ) -> Any:
-        """Return the next state and a Peek: log-probabilities of the targets, and all logits.
+        """Run known tokens through the model; return the next state and a Peek.
 
-        `pairs` [2, R] has R token ids, then for each of them its target, the next token whose
-        log-probability is requested. `last` is the index of the last id that counts. Keys and
-        values go to the slot's cache from column `start` on. `adapter` has the adapter arguments of
-        the call, None: without an adapter.
+        The Peek has the log-probability of each target, and the logits after each token. `pairs`
+        [2, R]: R token ids, then for each id its target, the next token, whose log-probability is
+        requested. Keys and values go to the slot's cache from column `start` on. `last` is the
+        index of the last id that counts; the rest is padding. `adapter` has the arrays of all
+        adapters, then the number and scale of the slot's adapter; None: the slot has no adapter.
         """
         run = self.compiled(named("peek", adapter))
         return run(self._weights, state, slot, pairs, start, last, *given(adapter))
@@ -437,21 +457,21 @@ class Programs:
     def weigh(
         self, state: StateLeaves, slot: Any, runs: Runs, adapter: StateLeaves | None = None
     ) -> Any:
-        """Return the next state, and the log-probabilities of targets after short runs of tokens.
+        """Return the next state, and log-probabilities of target tokens after short runs of tokens.
 
-        `runs` holds the tokens, their cache columns, and the targets: tokens whose log-probability
-        is requested, each after a token of a run. `adapter` has the adapter arguments of the call,
-        None: without an adapter.
+        `runs` holds the tokens of the runs, their cache columns, and the targets; each target comes
+        after one of these tokens. `adapter` has the arrays of all adapters, then the number and
+        scale of the slot's adapter; None: the slot has no adapter.
         """
         return self.compiled(named("weigh", adapter))(
             self._weights, state, slot, runs, *given(adapter)
         )
 
     def embed(self, state: StateLeaves, slot: Any, ids: Any, start: Any, last: Any) -> Any:
-        """Return the next state, and the pooled final hidden states of `ids` up to index `last`.
+        """Return the next state, and the sum and the last one of the final hidden states of `ids`.
 
-        The ids after `last` are padding. Keys and values go to the slot's cache from column `start`
-        on.
+        `last` is the index of the last id that counts; the rest is padding. Keys and values go to
+        the slot's cache from column `start` on.
         """
         return self.compiled("embed")(self._weights, state, slot, ids, start, last)
 
@@ -469,9 +489,9 @@ class Programs:
         return self.blueprints.compiler_options()
 
     def _try_samplers(self) -> None:
-        """Check that JAX can trace the samplers, unless a compiled program is on disk.
+        """Check that JAX can trace the samplers, unless compiled programs are on disk.
 
-        Programs are saved only after the samplers have passed.
+        Programs are saved only after the samplers passed this check.
         """
         if not self._is_kept(FIRST[0]):
             self.bank.try_samplers()
@@ -534,10 +554,13 @@ class Programs:
 
 
 def named(name: str, adapter: StateLeaves | None) -> str:
-    """Return the name of the program for a call with an adapter, or without one (None)."""
+    """Return the name of the variant of program `name` for calls with an adapter.
+
+    Without an adapter (None), returns `name` itself.
+    """
     return name if adapter is None else name + SUFFIX
 
 
 def given(argument: Any | None) -> tuple[Any, ...]:
-    """Return an argument that not every call has: (argument,), or () if it is None."""
+    """Return an optional argument as a tuple to unpack into a call: (argument,), or () for None."""
     return () if argument is None else (argument,)

@@ -47,11 +47,11 @@ class PromptFiles:
     """The files of the prompt cache that belong to one key, in a folder."""
 
     def __init__(self, root: Path, key: str, columns: Columns, vocab_size: int) -> None:
-        """Keep the files in a folder of `root` whose name is a digest of `key`.
+        """Prepare to keep prompt blocks (tokens with their KV cache columns) as files on disk.
 
-        `key` stands for the model and its settings. `columns` has the shapes and types of every
-        block's cache columns. `vocab_size` is the number of tokens; files with other token ids are
-        refused.
+        The files lie in a folder of `root` whose name is a digest of `key`, which stands for the
+        model and its settings. `columns` has the shapes and types of the cache columns of every
+        block. Files with token ids of `vocab_size` or more are refused.
         """
         self._root = root
         self._key = hashlib.sha256(key.encode()).digest()
@@ -64,8 +64,8 @@ class PromptFiles:
     def read(self, store: PromptStore) -> None:
         """Add the blocks on disk to a store, the most recently used ones if not all fit.
 
-        Files that are damaged, not private or without their prefix are skipped, and their number is
-        logged.
+        Files are skipped if they are damaged, if other users can write them, or if the blocks
+        before them in the prompt are missing. Their number is logged.
         """
         if not self._folder.is_dir():
             return
@@ -100,10 +100,11 @@ class PromptFiles:
             )
 
     def write(self, store: PromptStore) -> None:
-        """Write the blocks of a store to files, and delete all other files of this key.
+        """Write the blocks of a store to files, and delete all other files in their folder.
 
-        The key stands for the model and its settings. Folders of other keys are deleted, the oldest
-        first, until all files together take no more than the store may hold.
+        Blocks computed with an adapter are left out. Folders of other models or settings are
+        deleted, the oldest first, until all files together take no more than the store may hold. A
+        failure is only logged.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,7 +137,7 @@ class PromptFiles:
         return path
 
     def _content(self, path: Path) -> BlockFile | None:
-        """Read one file; None if it is damaged, not private, or of another key or model."""
+        """Read one block file; None if it is damaged, not private, or of another model."""
         try:
             if path.lstat().st_size != self._size:
                 return None
@@ -164,7 +165,10 @@ class PromptFiles:
 
 
 def prompt_key(programs: str, params: Tree) -> str:
-    """Return the key of stored prompts: a digest of the programs' key and of all weights."""
+    """Return the key of stored prompts: a digest of `programs` and of all weights.
+
+    `programs` is the key under which the model's compiled programs are stored.
+    """
     digest = hashlib.sha256(programs.encode())
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
@@ -174,7 +178,8 @@ def prompt_key(programs: str, params: Tree) -> str:
 def digest_of(parent: bytes, tokens: bytes) -> bytes:
     """Return the digest that identifies a prefix.
 
-    `parent` is the digest of the prefix without its last block, `tokens` are that block's.
+    `parent` is the digest of the prefix without its last block, `tokens` are the tokens of that
+    block (int32 as bytes).
     """
     return hashlib.sha256(parent + tokens).digest()
 
@@ -185,7 +190,7 @@ def place(
     placed: dict[bytes, StoredBlock],
     store: PromptStore,
 ) -> StoredBlock | None:
-    """Add the block with this digest to the store, after adding the blocks before it.
+    """Add the block with this digest, after the blocks before it, to the store; return the block.
 
     `found` are the blocks read from disk, `placed` those already in the store, both by digest.
     Returns None if a block before it is missing.
@@ -206,9 +211,9 @@ def place(
 
 
 def drop_others(root: Path, own: Path, most: int) -> None:
-    """Delete folders of other keys, the oldest first, until all take at most `most` bytes.
+    """Delete folders in `root`, the oldest first, until all take at most `most` bytes.
 
-    `root` holds the folders; `own` is that of this key, which is kept.
+    The folder `own` is kept. Folders that do not hold prompt blocks are ignored.
     """
     folders = [each for each in root.iterdir() if is_ours(each)]
     folders.sort(key=lambda each: (each != own, -each.lstat().st_mtime_ns))
@@ -219,7 +224,7 @@ def drop_others(root: Path, own: Path, most: int) -> None:
 
 
 def is_ours(path: Path) -> bool:
-    """Say whether a path is a folder of blocks: private, and with a key as its name."""
+    """Say whether a path is a folder of prompt blocks: its name is a hex key, and it is private."""
     name = path.name
     return len(name) == KEY_HEX and set(name) <= set("0123456789abcdef") and is_private(path)
 

@@ -167,8 +167,9 @@ class PromptStore:
     def save(self, tokens: Sequence[int], adapter: AdapterKey, read: ReadBlock) -> None:
         """Store the cache columns of `tokens`, and evict blocks if there are too many.
 
-        `adapter` is the one they were computed with, None for none. `read(start)` returns the block
-        of columns from that token on; it is called only for blocks that are not stored yet.
+        `adapter` identifies the adapter they were computed with, None for none. `read(start)`
+        returns the block of columns that begins at token `start`; it is called only for blocks not
+        stored yet.
         """
         everything = array("i", tokens).tobytes()[: self.most * STORED_BYTES]
         blocks: list[StoredBlock] = []
@@ -186,10 +187,10 @@ class PromptStore:
         self._evict()
 
     def add(self, parent: StoredBlock | None, tokens: bytes, columns: Columns) -> StoredBlock:
-        """Store a block of columns as the child of `parent`, and return it.
+        """Store a block of columns as the child of `parent`, and return the new block.
 
-        `parent` is the block before it in the prompt; None: it begins a prompt without an adapter.
-        `tokens` are the block's tokens, int32 as bytes.
+        `parent` is the block before it in the prompt; None if the new block is the first of a
+        prompt without an adapter. `tokens` are the new block's tokens, int32 as bytes.
         """
         if parent is None:
             parent = self._roots.get(None) or StoredBlock(None)
@@ -205,7 +206,7 @@ class PromptStore:
         return block
 
     def settle(self) -> None:
-        """Move the blocks whose copy from the device has arrived into host memory; do not wait."""
+        """Keep as host arrays the blocks whose copy from the device is complete; do not wait."""
         while self._unsettled:
             block = self._unsettled[0]
             if not all(leaf.is_ready() for leaf in jax.tree.leaves(block.columns)):
@@ -218,7 +219,7 @@ class PromptStore:
             self._settle(self._unsettled[0])
 
     def forget_unsettled(self) -> None:
-        """Remove the blocks whose copy from the device has not arrived, after a fault."""
+        """Remove the blocks that are not fully copied from the device yet, because of a fault."""
         while self._unsettled:  # the last first: it has no children
             block = self._unsettled.pop()
             if block in self._order:

@@ -36,10 +36,11 @@ class Prompts:
         return len(self._filling)
 
     def take(self, generation: Generation, claim: Claim) -> None:
-        """Put a generation with its claimed slot into prefill.
+        """Start the prefill of a generation (a running request) in the slot that it has claimed.
 
-        `claim` names the slot and what is cached. Copies a prefix that another slot has cached, or
-        notes that it is to come from the prompt store.
+        `claim` names this slot, and the slot with a longer cached prefix of the prompt, if there is
+        one. That prefix is copied now, or later if it is still being computed. If the prompt store
+        has an even longer prefix, that one is restored later instead.
         """
         generation.phase, generation.slot = Phase.FILLING, claim.slot
         generation.filled = generation.reused = claim.reused
@@ -55,9 +56,10 @@ class Prompts:
         self._copy_prefix(generation)
 
     def resume(self, generation: Generation) -> None:
-        """Put a generation back into prefill after its constraint forced tokens.
+        """Put a generation back into prefill, to compute tokens that its constraint has forced.
 
-        Its slot keeps what is cached.
+        A forced token is the only one that the constraint allows next. What the slot has cached is
+        kept.
         """
         generation.phase, generation.in_cache = Phase.FILLING, False
         generation.filled = len(self._table.slots[generation.slot].cached)
@@ -137,9 +139,9 @@ class Prompts:
         return count
 
     def _copy_prefix(self, generation: Generation) -> None:
-        """Copy the shared prefix from the generation's source slot, if it has one.
+        """Copy to a generation's slot the prefix of its prompt that its source slot has cached.
 
-        Does nothing while the source slot is still computing the prefix.
+        Does nothing without a source slot, or while the prefix is still being computed there.
         """
         if generation.source is None:
             return
@@ -158,10 +160,11 @@ class Prompts:
     def find_stored(
         self, claim: Claim, known: Sequence[int], adapter: AdapterKey
     ) -> StoredPrefix | None:
-        """Return the stored prefix of `known`; None unless it is longer than that in any slot.
+        """Return the longest prefix of `known` in the prompt store, or None.
 
-        `claim` names the claimed slot and the one with the longest cached prefix; `adapter` is that
-        of the request. A prefix that is found counts as a hit of the prompt store.
+        Returns None if slots have cached as much of `known`, or nearly as much. `claim` names the
+        claimed slot and the slot with the longest cached prefix; `adapter` identifies the request's
+        adapter. A prefix that is found counts as a hit of the prompt store.
         """
         if not self._batch.programs.is_ready("restore"):
             return None

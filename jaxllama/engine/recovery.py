@@ -31,8 +31,8 @@ class Recovery:
     ) -> None:
         """Take the engine's batch, its queue of waiting requests, and two of its functions.
 
-        `clear` empties all slots and returns the generations that held them; `fail` ends one with
-        an error.
+        `clear` empties all slots and returns the requests (generations) that held them; `fail` ends
+        a request with an error.
         """
         self._batch, self._waiting = batch, waiting
         self._clear, self._fail = clear, fail
@@ -58,12 +58,12 @@ class Recovery:
             raise
 
     def recover(self, error: Exception, *, blame: bool) -> None:
-        """Queue the live requests again after the fault `error`, and make a new state.
+        """Queue the live requests again after the fault `error`, and make a new device state.
 
-        With `blame`, also fails the request that is to blame, if there is one; without `blame` no
-        request is failed, because a cancelled request or a probe (work that generates no tokens)
-        caused the fault. Raises the error of `Programs.empty`; the next step then tries again to
-        make a state.
+        With `blame`, also fails the request that is to blame, if there is one. Use False if a
+        cancelled request or a probe (work that generates no tokens) caused the fault: then no
+        request is failed. If the new state cannot be made, raises the error; the next step of the
+        engine tries again.
         """
         self.faults += 1
         live = self._restart(error)
@@ -78,7 +78,7 @@ class Recovery:
     def _restart(self, error: BaseException) -> list[Generation]:
         """Free the device state, free all slots, and set the requests in them back to waiting.
 
-        Returns these requests.
+        Returns these requests. Also frees device arrays that the traceback of `error` refers to.
         """
         self._batch.drop()
         traceback.clear_frames(error.__traceback__)  # a failed call may hold arrays of its own

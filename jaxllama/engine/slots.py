@@ -26,7 +26,10 @@ LITTLE = 8  # a slot may be reused if it loses at most one eighth as many tokens
 
 
 def key_of(adapter: AdapterUse | None) -> AdapterKey:
-    """Return the adapter's id and scale, or None: cached tokens are shared only if these match."""
+    """Return (id, scale) of an adapter, or None without an adapter.
+
+    Requests can share cached tokens only if this key is the same.
+    """
     return None if adapter is None else (adapter.id, adapter.scale)
 
 
@@ -127,9 +130,10 @@ class SlotTable:
     ) -> tuple[Slot | None, int]:
         """Find the slot that has, or will have, the longest prefix of `usable` cached.
 
-        Returns it (None without slots) and the prefix's length in tokens. `same` are the slots with
-        the same adapter, `path` the known blocks of `usable` (int32 as bytes). Of several such
-        slots, prefers a free one, then the one with the fewest tokens.
+        Returns the slot (None if `same` is empty) and the prefix's length in tokens. `usable` are
+        prompt tokens (int32 as bytes), `path` the blocks of them that are in the tree of known
+        prefixes, `same` the slots with the request's adapter. Of several such slots, prefers a free
+        one, then the one with the fewest tokens.
         """
         if not same:
             return None, 0

@@ -35,9 +35,10 @@ class StageBlueprints(Blueprints):
     kind: ClassVar[type[Steps]] = StageSteps
 
     def outputs(self, name: str) -> Any:
-        """Return the sharding of each result of a program.
+        """Return the sharding of each result of the program `name`.
 
-        Hidden states of a step are split by slots, as the state; those of prompts are replicated.
+        Hidden states of a decode step are split by slots, like the state; those of prompts are
+        replicated.
         """
         rows: Any = sharding(self.mesh, "slots")
         whole: Any = self.whole
@@ -54,9 +55,9 @@ class StageBlueprints(Blueprints):
         return special[name] if name in special else super().outputs(name)
 
     def _arguments(self, name: str) -> tuple[Any, ...]:
-        """Return a program's arguments as its method of `StageSteps` takes them.
+        """Return the arguments of the program `name`, with shapes and types in place of arrays.
 
-        They are trees of shapes and types in place of arrays.
+        They are trees, as the method of `StageSteps` takes them.
         """
         if name in {*EVERYWHERE, *OF_LAST}:
             return super()._arguments(name)
@@ -83,7 +84,7 @@ class StageBlueprints(Blueprints):
 
     @cached_property
     def _output(self) -> Any:
-        """Shapes and types of the output of a decode call."""
+        """Return the shapes and types of the output of a decode call."""
         assert isinstance(self.steps, StageSteps)
         blank = jax.eval_shape(self.steps.blank)
         return jax.tree.map(lambda x: self._small(x.shape, x.dtype), blank)
@@ -98,7 +99,7 @@ class StageBlueprints(Blueprints):
         return self._small((count, self.model.width), jnp.float32)
 
     def _fed(self) -> Fed:
-        """Return shapes and types of the input of this stage in a step."""
+        """Return the shapes and types of this stage's input in a decode step."""
         slots, rows = self.engine.slots, sharding(self.mesh, "slots")
 
         def split(shape: tuple[int, ...], dtype: Any) -> Any:

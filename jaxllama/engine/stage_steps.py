@@ -35,7 +35,11 @@ class StageSteps(Steps):
     """The programs of one stage as functions; a microbatch is a mask of rows."""
 
     def empty(self) -> DecodeState:
-        """Make a state with all rows inactive; the state of an early stage is its cache alone."""
+        """Make a state with all rows inactive.
+
+        In all pipeline stages but the last, the state has only the KV cache; its other fields are
+        None.
+        """
         if self.model.gives_logits:
             return super().empty()
         nothing: Any = {field.name: None for field in dataclasses.fields(DecodeState)}
@@ -46,10 +50,11 @@ class StageSteps(Steps):
     def pass_prefill(
         self, params: Tree, state: DecodeState, slot: Array, x: Array, start: Array, count: Array
     ) -> tuple[DecodeState, Float[Array, "P D"]]:
-        """Compute a chunk of a slot's prompt, of which the first `count` rows are real.
+        """Run a chunk of a prompt through this pipeline stage; return the hidden states after it.
 
-        `x` has the token ids (first stage) or the hidden states from the stage before; its first
-        row goes to cache column `start`. Returns the hidden states after this stage.
+        `x` has token ids (first stage) or the hidden states from the stage before; entries after
+        the first `count` are padding. Keys and values go to the cache of `slot`, from column
+        `start` on.
         """
 
         def tile(index: Array, carry: tuple[KVCache, Array]) -> tuple[KVCache, Array]:
@@ -69,10 +74,10 @@ class StageSteps(Steps):
     def pass_prompt(
         self, params: Tree, state: DecodeState, slot: Array, x: Array, start: Array, last: Array
     ) -> tuple[DecodeState, Float[Array, "R D"]]:
-        """Compute a tile of known tokens of a slot, up to index `last`; return hidden states.
+        """Run tokens of one slot through this pipeline stage; return their hidden states after it.
 
-        `x` has the token ids (first stage) or the hidden states from the stage before; its first
-        row goes to cache column `start`, and rows after `last` are padding.
+        `x` has token ids (first stage) or the hidden states from the stage before; entries after
+        index `last` are padding. Keys and values go to the cache of `slot`, from column `start` on.
         """
         model = self._model(params, for_prompts=True)
         hidden, cache = model.prompt(x, state.cache, slot, start, last + 1)
@@ -81,10 +86,11 @@ class StageSteps(Steps):
     def pass_runs(
         self, params: Tree, state: DecodeState, slot: Array, x: Array, places: Int32[Array, "2 G"]
     ) -> tuple[DecodeState, Float[Array, "R D"]]:
-        """Compute short runs of tokens in one slot; return hidden states.
+        """Run short sequences of one slot through this pipeline stage; return their hidden states.
 
-        `x` has the token ids (first stage) or the hidden states from the stage before; `places` has
-        the first cache column and the length of each run.
+        `x` has the sequences one after the other, all padded to one size: token ids (first stage)
+        or the hidden states from the stage before. `places` has the first cache column of each
+        sequence, then the number of real tokens of each.
         """
         model = self._model(params, for_prompts=True)
         hidden, cache = model.branches(x, state.cache, slot, places)
@@ -93,9 +99,10 @@ class StageSteps(Steps):
     def pass_step(
         self, params: Tree, state: DecodeState, fed: Fed
     ) -> tuple[DecodeState, Float[Array, "S D"]]:
-        """Compute one new token of every row of a microbatch; return hidden states.
+        """Compute one decode step of a microbatch in this pipeline stage; return the hidden states.
 
-        `fed` is the input of this stage. Costs nothing if no row is active.
+        `fed` has the input of this stage: one token or hidden state per row, its cache column, and
+        the mask of rows that decode. Costs nothing if no row decodes.
         """
 
         def one(_: Array, carry: tuple[KVCache, Array]) -> tuple[KVCache, Array]:
@@ -110,17 +117,18 @@ class StageSteps(Steps):
     # Programs of the last stage.
 
     def feed(self, state: DecodeState, allowed: UInt32[Array, "S W"], group: Array) -> Fed:
-        """Return the input of the first stage for the next step of the microbatch `group`.
+        """Return the input of the first stage for the next step of microbatch number `group`.
 
-        A row whose bits in `allowed` are all 0 does not decode. A row with a guidance row is in the
-        same microbatch as that one.
+        `allowed` has a bit per token for each row; a row whose bits are all 0 does not decode. A
+        guidance row, which decodes a negative prompt, is in the same microbatch as the row that it
+        guides.
         """
         own = state.speaker % microbatches(self.engine.stages, self.engine.slots) == group
         active = state.active & own & jnp.any(allowed != 0, axis=-1)
         return Fed(state.pending, state.length, active)
 
     def blank(self) -> StepOutput:
-        """Return the output of a decode call in which no token is drawn yet."""
+        """Return an empty output for a decode call: the arrays for its tokens, none drawn yet."""
         allowed = every_token(self.engine.slots, self.bank.vocab)
         state = jax.eval_shape(self.empty)
         draw = partial(self._draw, self._lean)  # of the same shapes, and sooner traced
@@ -130,17 +138,19 @@ class StageSteps(Steps):
         """End a step of a microbatch with all samplers: run the last layers and draw the tokens.
 
         `arguments` are the weights, the state, the output so far, the hidden states from the stage
-        before, the index in the output, the microbatch and the masks of allowed tokens. Returns the
-        next state, and the output with the first stage's input for the next step.
+        before, the index in the output, the index of the microbatch and the masks of allowed
+        tokens. Returns the next state, and the output with the first stage's input for the next
+        step.
         """
         return self._end_step(self._whole, *arguments)
 
     def draw_lean(self, *arguments: Any) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
-        """End a step of a microbatch whose rows use common samplers only.
+        """End a step of a microbatch with common samplers: run the last layers and draw the tokens.
 
-        `arguments` are the weights, the state, the output so far, the hidden states from the stage
-        before, the index in the output, the microbatch and the masks of allowed tokens. Returns the
-        next state, and the output with the first stage's input for the next step.
+        For a microbatch whose rows use no other samplers. `arguments` are the weights, the state,
+        the output so far, the hidden states from the stage before, the index in the output, the
+        index of the microbatch and the masks of allowed tokens. Returns the next state, and the
+        output with the first stage's input for the next step.
         """
         return self._end_step(self._lean, *arguments)
 
@@ -155,11 +165,12 @@ class StageSteps(Steps):
         group: Array,
         allowed: UInt32[Array, "S W"],
     ) -> tuple[DecodeState, tuple[StepOutput, Fed]]:
-        """End a step of the microbatch `group`: the last layers, and a token for every active row.
+        """End a step of a microbatch: run the last layers and draw a token for every active row.
 
-        `hidden` comes from the stage before. The tokens go into `output` at index `place`;
-        `allowed` has a bit per token for each row. Also returns the input of the first stage for
-        the microbatch's next step.
+        `chooser` applies the samplers; `hidden` comes from the stage before; `group` is the index
+        of the microbatch. The tokens go into `output` at index `place`. `allowed` has a bit per
+        token for each row. Returns the next state, the output, and the first stage's input for the
+        microbatch's next step.
         """
         active = self.feed(state, allowed, group).active
 
@@ -188,9 +199,10 @@ def microbatches(stages: int, slots: int) -> int:
 def merged(
     output: StepOutput, place: Array, now: StepOutput, active: Bool[Array, " S"], *, lists: bool
 ) -> StepOutput:
-    """Return `output` with the tokens `now` of the `active` rows at index `place`.
+    """Return `output` with new tokens at index `place` in the rows of the mask `active`.
 
-    Without `lists`, log-probabilities and lists of likely tokens stay blank.
+    `now` has the new tokens; other rows keep what they have at this index. Without `lists`,
+    log-probabilities and lists of likely tokens stay blank.
     """
 
     def put(every: Array, new: Array) -> Array:

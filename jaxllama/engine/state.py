@@ -62,8 +62,8 @@ class DecodeState:
     def speaker(self) -> Int32[Array, " S"]:
         """Return, for each row, the index of the row whose drawn token it takes.
 
-        A guidance row, which decodes a negative prompt, takes that of the row it guides; others
-        take their own.
+        A guidance row, which decodes a negative prompt, takes the token of the row that it guides;
+        every other row takes its own token.
         """
         return jnp.where(self.leader < 0, jnp.arange(self.leader.shape[0]), self.leader)
 
@@ -122,11 +122,11 @@ def row_start(
     *,
     leader: int = -1,
 ) -> RowStart:
-    """Build the start values of a request's row.
+    """Build the start values of a request's row in the state.
 
     `known` are the request's tokens so far, of which all but the last are in the cache. `bank`
-    encodes the knobs. `leader` is -1, or for a guidance row, which decodes a negative prompt, the
-    slot of the row that it guides.
+    encodes the sampler settings (knobs). `leader` is -1, except for a guidance row, which decodes a
+    negative prompt: then it is the slot of the row that it guides.
     """
     tokens = np.zeros(engine.columns, np.int32)
     tokens[: len(known)] = known
@@ -158,7 +158,8 @@ def row_start(
 def draft_limit(request: GenerationRequest, engine: EngineConfig) -> int:
     """Return how many tokens a decode step may draft at most for a request.
 
-    0 with a constraint: the device does not know the mask of the token after the next one.
+    The result is 0 for a request with a constraint, because the device does not know which tokens
+    the constraint allows after the next token.
     """
     if request.constraint is not None:
         return 0
@@ -169,9 +170,9 @@ def draft_limit(request: GenerationRequest, engine: EngineConfig) -> int:
 def empty_state(
     model: ModelConfig, engine: EngineConfig, bank: SamplerBank, chunk: int
 ) -> DecodeState:
-    """Make a state with all rows inactive and `chunk` spare columns at the end of the cache.
+    """Make a state with all rows inactive and `chunk` spare columns at the end of the KV cache.
 
-    `bank` has the samplers whose knobs and state it holds.
+    `bank` has the samplers; the state has arrays for their knobs (settings) and their own state.
     """
     slots = engine.slots
     none = jnp.zeros(slots, jnp.int32)
@@ -208,8 +209,8 @@ def write_row(
 ) -> DecodeState:
     """Return the state with the row of `slot` replaced by `row`, so that this row decodes.
 
-    `bank` writes the samplers' part of the row. The draft model's cache of the slot keeps the
-    columns of the tokens that both rows begin with.
+    `bank` writes the samplers' part of the row. In the draft model's cache, if there is one, the
+    slot keeps the columns of the tokens with which both the old and the new row begin.
     """
     draft = state.draft
     if draft is not None:

@@ -99,11 +99,11 @@ class Steps:
         *,
         draft_cost: float = 1.0,
     ) -> None:
-        """Prepare the functions for one model; `where` is the partition of its weights.
+        """Prepare the programs (prefill, decode and others) for one model and one engine size.
 
-        `where` is None on one device, or if the kernels leave the partition to the compiler. `bank`
-        has the samplers. `draft_cost` is the time of a step of the draft model, if there is one,
-        relative to a step of the model.
+        `bank` has the samplers. `where` says how the weights are split over devices; None on one
+        device, or if the kernels leave the split to the compiler. `draft_cost` is the time of a
+        step of the draft model, if there is one, relative to a step of the model.
         """
         self.model, self.engine, self.bank, self.where = model, engine, bank, where
         body = body_named(engine.kernels)
@@ -151,10 +151,11 @@ class Steps:
         count: Array,
         adapter: SlotAdapter | None = None,
     ) -> DecodeState:
-        """Write keys and values of the first `count` of `ids` to a slot.
+        """Compute the first `count` tokens of `ids`; write their keys and values to a slot's cache.
 
-        The model computes a fixed number of them at a time. The first token goes to column `start`;
-        columns after the last token may be overwritten, too. `adapter` None: the model alone.
+        `ids` is padded to whole tiles of `self.tile` tokens. The first token goes to cache column
+        `start`; columns after the last token may be overwritten, too. `adapter` is the slot's LoRA
+        adapter; None: no adapter is applied.
         """
         adapters = of_rows(adapter, self.tile)
 
@@ -179,11 +180,11 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput]:
         """Draw up to `steps` tokens for every active row; stop early when no row is active.
 
-        `allowed` has a bit per token for each row. A row without any allowed token skips the call:
-        its mask is still being computed. `forced` has the tokens of each row that come before the
-        one that `allowed` is for, because its constraint allows no others (ForcedTokens as one
-        array); None without speculation. Both are the same for all steps, so with constraints the
-        engine asks for one step.
+        `allowed` has a bit per token for each row; a row whose bits are all 0 draws nothing in this
+        call, because its mask is still being computed. `forced` has the tokens that each row's
+        constraint dictates (the two arrays of ForcedTokens, stacked); `allowed` is for the token
+        after them. `forced` None: no speculation. Both are the same in all steps, so `steps` must
+        be 1 if a row has a constraint.
         """
         return self._decode(self._whole, params, state, steps, allowed, forced)
 
@@ -196,24 +197,24 @@ class Steps:
         adapters: AdapterBlocks,
         forced: Int32[Array, "2 S N"] | None = None,
     ) -> tuple[DecodeState, StepOutput]:
-        """Decode when some row has an adapter; other rows stay bit-identical to those of `decode`.
+        """Draw up to `steps` tokens for every active row, when some row has a LoRA adapter.
 
-        Draws up to `steps` tokens for each row; `allowed` has a bit per token for each row;
-        `adapters` are the device arrays of all adapters. `forced` has the tokens of each row that
-        come first because its constraint allows no others (ForcedTokens as one array), None without
-        speculation.
+        Rows without adapter get tokens bit-identical to those of `decode`. `allowed` has a bit per
+        token for each row; `adapters` are the device arrays of all adapters. `forced` has the
+        tokens that each row's constraint dictates (the two arrays of ForcedTokens, stacked);
+        `allowed` is for the token after them. `forced` None: no speculation.
         """
         return self._decode(self._whole, params, state, steps, allowed, forced, adapters)
 
     def decode_lean(
         self, params: Tree, state: DecodeState, steps: Array, allowed: UInt32[Array, "S W"]
     ) -> tuple[DecodeState, StepOutput]:
-        """Decode with the common samplers alone, for rows that use no others.
+        """Draw up to `steps` tokens for every active row, with the common samplers alone.
 
-        Results are bit-identical to those of `decode`. Draws up to `steps` tokens for each row;
-        `allowed` has a bit per token for each row. With kernels that prefer this program, no row
-        may have guidance or log-probabilities. Drafts nothing: the first program of a fresh
-        installation has to compile fast.
+        Only for rows that use no other samplers; the results are bit-identical to those of
+        `decode`. `allowed` has a bit per token for each row. With kernels that prefer this program,
+        no row may have guidance or log-probabilities. Never drafts tokens, so that this program,
+        the first one of a fresh installation, compiles fast.
         """
         return self._decode(self._lean, params, state, steps, allowed)
 
@@ -255,7 +256,7 @@ class Steps:
         return state, output
 
     def _blank(self, draw: Draw, state: DecodeState, allowed: Any, most: int) -> StepOutput:
-        """Return an output of `most` places in which no token is drawn yet.
+        """Return an output with room for `most` tokens per row, none of which is drawn yet.
 
         `draw` chooses tokens from logits; of `state` and of the masks `allowed`, only shapes count.
         """
@@ -280,14 +281,14 @@ class Steps:
     ) -> tuple[DecodeState, StepOutput, Float[Array, "S V"]]:
         """Draw a token for every active row, and further ones as long as each equals its draft.
 
-        `draw` chooses tokens from logits; `allowed` has a bit per token for each row; `adapters`
-        are the arrays of all adapters or None. The tokens go into `output` from index `place` on;
-        `room` is memory for logits. The model computes the drafted tokens together with the pending
-        one. Each token is drawn as it would be without drafts: from bit-identical logits, with the
-        same random numbers and the samplers' state after the token before it. The keys and values
-        of drafts that were not drawn are overwritten before they are read. `forced` has the tokens
-        that constraints force: `forced.given` come before the first token that is drawn;
-        `forced.drawn` are drafts, in whose places no other token is allowed.
+        `draw` chooses tokens from logits; `allowed` has a bit per token for each row. `forced` has
+        the tokens that constraints dictate: those in `forced.given` are appended to the row before
+        the first drawn token; those in `forced.drawn` are drafts, and no other token is allowed in
+        their places. `adapters` are the arrays of all LoRA adapters or None. Drawn tokens go into
+        `output` from index `place` on; `room` is memory for logits, returned as the third result.
+        Each token is bit-identical to the one drawn without drafts: logits, random numbers and
+        sampler state are the same. The cache columns of refused drafts are overwritten before they
+        are read.
         """
         fed = input_of(state, active, forced.given)
         state = after_given(state, fed)
@@ -333,13 +334,13 @@ class Steps:
         drafts: Drafts,
         adapters: AdapterBlocks | None,
     ) -> tuple[DecodeState, Float[Array, "S V"]]:
-        """Compute the logits of the next token of every active row, and those after each draft.
+        """Compute the logits of each active row's next token, and the logits after each draft.
 
-        The latter go to `draft_logits` of the state. `before` is the state and memory for the
-        logits; returns both with new values. `fed` are the tokens that come before the drafts:
-        logits are computed only after the last of them. `drafts` are the drafted tokens of each
-        row; `adapters` are the arrays of all adapters or None. A loop that runs once or never is
-        used as a branch that changes the cache in place: XLA copies what goes through a
+        The logits after drafts go to `draft_logits` of the state. `before` is the state and an
+        array for the logits of the next tokens; returns both with new values. `fed` are the tokens
+        that come before the drafts: logits are computed only after the last of them. `drafts` are
+        the drafted tokens of each row; `adapters` are the arrays of all LoRA adapters or None.
+        Loops that run once or never replace conditionals, because XLA would copy the cache in a
         conditional.
         """
         model = self._model(params)
@@ -381,12 +382,12 @@ class Steps:
     ) -> tuple[DecodeState, Int32[Array, " S"], Drafts]:
         """Draft the next tokens of every active row, as many as are likely enough to save time.
 
-        Returns the state, how many tokens of each row are guesses, and the drafts: the guesses, or
-        the tokens in `forced`, which a row's constraint demands. `fed` are the tokens that the step
-        computes in any case. With a draft model, tokens are looked up only after a long match; the
-        draft model drafts for the other rows, and the returned state has its new cache. A row
-        drafts no more tokens than it may still generate, so their columns never lie beyond those of
-        the slot.
+        Returns the state, the number of guessed tokens of each row, and the drafts. The drafts of a
+        row are guesses, or the tokens in `forced`, which its constraint dictates. `fed` are the
+        tokens that the step computes before the drafts. Guesses are looked up in the row's earlier
+        tokens. With a draft model, they are looked up only after a long match, and the draft model
+        guesses for the other rows; the returned state has its new cache. A row drafts no more
+        tokens than it may still generate, so drafts need no columns beyond those of the slot.
         """
         asked = active & (state.draft_limit > 0)
         left = jnp.where(asked, jnp.minimum(state.draft_limit, state.budget - 1), 0)
@@ -462,10 +463,10 @@ class Steps:
         active: Bool[Array, " S"],
         allowed: UInt32[Array, "S W"],
     ) -> tuple[DecodeState, StepOutput]:
-        """Draw one token for each active row from `logits`, those after its pending token.
+        """Draw one token for each active row from `logits`, the logits after its newest token.
 
         `chooser` applies the samplers; `allowed` has a bit per token for each row. Returns the
-        state after the tokens, and the tokens.
+        state with the drawn tokens appended, and the tokens.
         """
         rows = state.rows()
         rows = rows._replace(active=rows.active & active, allowed=allowed)
@@ -493,13 +494,13 @@ class Steps:
         return write_row(state, slot, row, self.bank)
 
     def release(self, state: DecodeState, mask: Bool[Array, " S"]) -> DecodeState:
-        """Return the state in which the rows of the mask decode no further."""
+        """Return the state in which the rows in `mask` are inactive: they draw no more tokens."""
         return dataclasses.replace(state, budget=jnp.where(mask, 0, state.budget))
 
     def scrub(self, state: DecodeState, slot: Array) -> DecodeState:
-        """Fill a slot's cache with zeros.
+        """Fill a slot's KV cache with zeros, in case it holds NaN.
 
-        A NaN times weight zero is still NaN, so masking the columns would not do.
+        A mask of the slot's columns would not help, because NaN times zero is NaN.
         """
         cache, draft = jax.tree.map(lambda side: side.at[slot].set(0), (state.cache, state.draft))
         return dataclasses.replace(state, cache=cache, draft=draft)
@@ -555,12 +556,12 @@ class Steps:
         last: Array,
         adapter: SlotAdapter | None = None,
     ) -> tuple[DecodeState, Peek]:
-        """Run known tokens through the model; return target log-probabilities and all logits.
+        """Run given tokens through the model; return log-probabilities of targets, and all logits.
 
-        `pairs` has R token ids (in the last of several stages: hidden states), then for each of
-        them its target, the next token whose log-probability is requested. `last` is the index of
-        the last id that counts; the ids after it are padding. Keys and values go to the slot's
-        cache from column `start` on. `adapter` None: the model alone.
+        `pairs` has R token ids (in the last of several pipeline stages: hidden states), and for
+        each of them a target: the token whose log-probability after it is requested. Entries after
+        index `last` are padding. Keys and values go to the slot's cache from column `start` on.
+        `adapter` None: no LoRA adapter is applied.
         """
         ids, targets = pairs
         model = self._model(params, for_prompts=True)
@@ -580,10 +581,11 @@ class Steps:
         runs: Runs,
         adapter: SlotAdapter | None = None,
     ) -> tuple[DecodeState, Float[Array, " B"]]:
-        """Return the log-probabilities of targets after short runs of tokens in one slot.
+        """Return the state and the log-probabilities of targets after short sequences of one slot.
 
-        `runs` holds the tokens, their cache columns, and the targets: tokens whose log-probability
-        is requested, each after a token of a run. `adapter` None: the model alone.
+        `runs` holds the sequences, their cache columns, and the targets: tokens whose
+        log-probability after a certain token of a sequence is requested. `adapter` None: no LoRA
+        adapter is applied.
         """
         model = self._model(params, for_prompts=True)
         adapters = of_rows(adapter, runs.ids.shape[0])
@@ -602,9 +604,10 @@ class Steps:
         start: Array,
         last: Array,
     ) -> tuple[DecodeState, Pooled]:
-        """Return the sum of the final hidden states up to index `last`, and the one at `last`.
+        """Run tokens through the model; return the sum of hidden states and the last hidden state.
 
-        The states are normed. `ids` are token ids, or in the last of several stages hidden states.
+        The hidden states are those after the final norm. Tokens after index `last` are padding and
+        do not count. `ids` are token ids, or in the last of several pipeline stages hidden states.
         Keys and values go to the slot's cache from column `start` on.
         """
         model = self._model(params, for_prompts=True)
@@ -625,7 +628,7 @@ class Steps:
 def apply_guidance(
     logits: Float[Array, "S V"], state: DecodeState, active: Bool[Array, " S"]
 ) -> Float[Array, "S V"]:
-    """Move the logits of each row with a guidance row away from the guidance row's logits.
+    """Move the logits of each guided row away from the logits of its guidance row.
 
     A guidance row decodes the negative prompt of a request. Rows are changed one at a time, in
     place: the logits of other rows are not touched, and without guidance rows nothing runs.
@@ -646,10 +649,10 @@ def apply_guidance(
 def adapters_of(
     blocks: AdapterBlocks | None, state: DecodeState, places: int = 1
 ) -> Adapters | None:
-    """Return the adapter of each token that the model computes, with the arrays of all adapters.
+    """Return the LoRA adapter of each token that the model computes, with all adapters' arrays.
 
-    `blocks` are these arrays; without them, returns None. `state` says which adapter each row has.
-    The model computes `places` tokens per row: first one of every row, then the next of every row.
+    `blocks` are these arrays; None gives None. `state` says which adapter each row has. The model
+    computes `places` tokens per row: first one of every row, then the next of every row.
     """
     if blocks is None:
         return None
@@ -658,10 +661,10 @@ def adapters_of(
 
 
 def written(output: StepOutput, place: Array, now: StepOutput, *, lists: bool) -> StepOutput:
-    """Return `output` with one token per row, and what was recorded with it, at index `place`.
+    """Return `output` with the tokens of `now`, one per row, stored at index `place`.
 
-    `now` are the tokens of one step, or the n-th tokens of a step with drafts. Without `lists`,
-    log-probabilities and lists of likely tokens stay blank.
+    `now` is the output of one step, or with drafts that of the n-th token of a step. Without
+    `lists`, log-probabilities and lists of likely tokens stay blank.
     """
 
     def put(every: Array, new: Array) -> Array:

@@ -36,17 +36,17 @@ def fastest_body() -> Body:
 def body_for(platform: str, model: ModelConfig) -> Body:
     """Return the fastest set of kernels for a model on one device of `platform`.
 
-    The platform may be one that this machine does not have.
+    `platform` is cpu, gpu or tpu; this machine need not have it.
     """
     named = BODIES.get(platform, PLAIN)
     return PLAIN if named.refuses(model, 1) else named
 
 
 def choose_body(asked: str, model: ModelConfig, parts: int) -> tuple[Body, str]:
-    """Return the set of kernels asked for, or for "auto" the fastest that can run the model.
+    """Return the set of kernels named `asked`; for "auto", the fastest that can run the model.
 
-    `parts` is the number of devices that share the model. The returned text says why a faster set
-    was passed over, "" if none was. Raises ConfigError if the set asked for cannot run.
+    `parts` is the number of devices that share the model. The returned text says why faster sets
+    were passed over, "" if none was. Raises ConfigError if the set named `asked` cannot run.
     """
     if asked != AUTO:
         body = body_named(asked)

@@ -88,10 +88,11 @@ class Weight(Protocol):
         add: Array | None = None,
         active: ActiveRows,
     ) -> Float[Array, "L O"]:
-        """Return activation(norm(x) · gate) * (norm(x) · up); `group` holds the two matrices.
+        """Return activation(norm(x) · gate) * (norm(x) · up).
 
-        `norm` None: x is used as it is. `add`, if given, is twice as wide and is added to both
-        products before the activation. Only rows in the mask `active` are used, None: all.
+        `group` holds the gate matrix, which is this weight, and the up matrix. `norm` None: x is
+        used as it is. `add`, if given, is twice as wide and is added to both products before the
+        activation. Only rows in the mask `active` are used, None: all.
         """
 
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
@@ -142,14 +143,15 @@ class AdapterGroup(Protocol):
     def delta(
         self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
     ) -> Float[Array, "L O"]:
-        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 without adapter.
+        """Return scale * (norm(x) · a) · b with the LoRA matrices a, b of each row's adapter, or 0.
 
-        `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
-        outputs of the group's weights, which all multiply x, lie side by side.
+        The result is 0 in rows without adapter. `norm` None: x is used as it is. `rows` has the
+        adapter's number and scale for each row. The outputs of the group's weights, which all
+        multiply x, lie side by side.
         """
 
     def written(self, number: Int32[Array, ""], a: Array, b: Sequence[Array]) -> "AdapterGroup":
-        """Return the arrays with adapter `number` replaced by its matrices.
+        """Return the adapter arrays in which `a` and `b` are the LoRA matrices of adapter `number`.
 
         `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group, the weights
         that multiply the same rows.
@@ -254,8 +256,9 @@ class Placed(NamedTuple):
 def placed_together(weight: Weight | ExpertWeights, biases: Sequence[Any]) -> list[Placed]:
     """Return (weight, bias) for each matrix of a group that is stored as one weight.
 
-    Only the first entry holds `weight`; in the others, and in place of every bias, stands an
-    InGroup, which says that the first weight contains it. A bias is None if the model has none.
+    `biases` has one entry per matrix, None if it has no bias. Only the first pair holds `weight`.
+    In place of every other weight, and of every bias, there is an InGroup, which says that the
+    first weight contains it. A bias that is None stays None.
     """
     inside = InGroup()
     return [
@@ -373,11 +376,11 @@ class Choosing(Protocol):
         count: int,
         /,
     ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-        """Return the `count` largest logits of each row, best first, and the row's total.
+        """Return ids and scaled logits of each row's `count` largest logits, and a total per row.
 
-        Returns ids, (logit - best) / heat, and the log-sum-exp of (logit - best) / heat over the
-        whole vocabulary. `best` is each row's largest logit, `heat` its temperature; only rows in
-        the mask `active` are used.
+        A scaled logit is (logit - best) / heat, where `best` is the row's largest logit and `heat`
+        its temperature; the best comes first. The total is the log-sum-exp of the scaled logits of
+        the whole vocabulary. Only rows in the mask `active` are used.
         """
 
     def close_ranks(

@@ -47,7 +47,7 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of all arrays."""
+        """Return the size of all arrays together, in bytes."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
 
@@ -59,10 +59,10 @@ def in_order(packed: Packed, x: Float[Array, "L I"]) -> Float[Array, "L I"]:
 def unpack_after(
     x: Float[Array, "L I"], packed: Packed
 ) -> tuple[Float[Array, "L I"], Float[Array, "O I"]]:
-    """Unpack a matrix to [out, in] once its input `x` is computed; return both.
+    """Unpack a matrix to [out, in], but not before its input `x` is computed; return (x, matrix).
 
-    Without the dependency XLA moves the unpacking of all matrices ahead of the decode loop, and the
-    unpacked copies need more memory than a dense model.
+    If unpacking did not depend on `x`, XLA would unpack all matrices ahead of the decode loop, and
+    the copies would need more memory than a dense model.
     """
     x, packed = lax.optimization_barrier((x, packed))
     return x, unpack(packed)
@@ -82,7 +82,11 @@ def unpack(packed: Packed) -> Float[Array, "O I"]:
 
 
 def with_rows(packed: Packed, choose: Callable[[Any], Any]) -> Packed:
-    """Return the matrix with its outputs chosen or moved by `choose`, applied to every array."""
+    """Return the matrix with only the outputs that `choose` selects, or with their order changed.
+
+    `choose` gets each array of the matrix (codes, scales, minima), with the outputs as first axis,
+    and returns the array to keep.
+    """
     return dataclasses.replace(
         packed,
         codes=choose(packed.codes),
@@ -92,7 +96,10 @@ def with_rows(packed: Packed, choose: Callable[[Any], Any]) -> Packed:
 
 
 def take_rows(packed: Packed, rows: Array) -> Float[Array, "L I"]:
-    """Return the weights of the outputs with these row numbers, such as embeddings, as float32."""
+    """Return the weights of the outputs with the indices `rows` in float32, such as embeddings.
+
+    Raises ValueError if the matrix stores its inputs reordered, as act-order GPTQ does.
+    """
     if packed.order is not None:
         raise ValueError("rows can be taken of a matrix whose inputs are in their own order only")
     return unpack(with_rows(packed, lambda array: array[rows]))

@@ -6,7 +6,7 @@ import jax
 def platform_in_force() -> str:
     """Return the platform that programs are traced for: cpu, gpu or tpu.
 
-    It is that of the JAX mesh in force or, without a mesh, JAX's default.
+    The JAX mesh in force decides or, without a mesh, JAX's default platform.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else str(device.platform)

@@ -22,9 +22,9 @@ Found = TypeVar("Found")
 
 
 def where_slot_lies(prompt: AttendPrompt) -> AttendPrompt:
-    """Wrap prompt attention for `shard_map`: only the device that has the slot computes.
+    """Wrap prompt attention for `shard_map`: the device that has the slot gives the result.
 
-    All devices get the result.
+    All devices receive this result; the other ones write only to scratch columns of their caches.
     """
 
     def attend(
@@ -53,10 +53,10 @@ def where_slot_lies(prompt: AttendPrompt) -> AttendPrompt:
 
 
 def by_rows(choose: Callable[..., Found]) -> Callable[..., Found]:
-    """Wrap `choose`, a function of rows [S ...], so that every device computes its own slots.
+    """Wrap `choose`, so that every device computes the rows of its own slots.
 
-    The wrapped function is called outside `shard_map` with positional arguments: arrays first, then
-    whole numbers.
+    `choose` takes arrays [S ...] with one row per slot, then ints, all positional. The wrapped
+    function takes the same arguments and is called outside `shard_map`.
     """
 
     @wraps(choose)

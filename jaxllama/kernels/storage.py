@@ -35,7 +35,8 @@ class CacheSize(NamedTuple):
 def cache_arrays(size: CacheSize, dtype: str) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Return shapes and types of the arrays of one cache layer, for a cache of this dtype.
 
-    `size` has the numbers of slots, key/value heads and columns, and the size of a head.
+    On CPUs, the arrays of a bfloat16 cache are uint16. `size` has the numbers of slots, key/value
+    heads and columns, and the size of a head.
     """
     return layer_arrays(size, stored_dtype(dtype))
 
@@ -59,20 +60,20 @@ def stored_dtype(name: str) -> jnp.dtype:
 
 
 def sides(layer: Layer) -> tuple[Side, Side]:
-    """Split a layer into the arrays of keys and the arrays of values."""
+    """Split a layer of the KV cache into the arrays of keys and the arrays of values."""
     return layer[0::2], layer[1::2]
 
 
 def layer_of(keys: Side, values: Side) -> Layer:
-    """Join the arrays of keys and values to a layer."""
+    """Join the arrays of keys and the arrays of values to a layer of the KV cache."""
     return tuple(part for pair in zip(keys, values, strict=True) for part in pair)
 
 
 def stored(x: Float[Array, "*L H"], side: Side) -> Side:
     """Convert float32 keys or values to the form in which the cache stores them.
 
-    `side` are the cache's arrays for these keys or values: they say the form. The result is one
-    array, or for int8 numbers and scales.
+    `side` are the cache's arrays for these keys or values; their dtype decides the form. The result
+    is one array, or for an int8 cache two: the numbers and their scales.
     """
     if len(side) == 1:
         return (narrow(x, side[0].dtype),)
@@ -84,14 +85,14 @@ def stored(x: Float[Array, "*L H"], side: Side) -> Side:
 def meant(side: Side) -> Float[Array, "*L H"]:
     """Convert keys or values to float32 from the form in which the cache stores them.
 
-    `side` is one array, or for int8 numbers and scales.
+    `side` is one array, or for an int8 cache two: the numbers and their scales.
     """
     numbers, *scales = side
     return widen(numbers) * scales[0][..., None] if scales else widen(numbers)
 
 
 def narrow(x: Float[Array, "*L"], dtype: jnp.dtype) -> Array:
-    """Convert float32 numbers to a stored dtype without scales; uint16 holds bits of bfloat16."""
+    """Convert float32 numbers to the cache's `dtype`, unscaled; uint16 holds bits of bfloat16."""
     if dtype == jnp.uint16:
         return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
     return x.astype(dtype)
@@ -107,7 +108,8 @@ def widen(x: Array) -> Float[Array, "*L"]:
 def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]) -> Side:
     """Write one new column to every slot of the keys or values `side`, each at its own `column`.
 
-    `side` is one array, or for int8 numbers and scales; `new` are float32 keys or values.
+    `side` is one array, or for an int8 cache two: the numbers and their scales. `new` are float32
+    keys or values. Returns the changed arrays.
     """
     row = jnp.arange(new.shape[0])
     # Indexed dimensions first: slots stay where they are when they are split.
@@ -120,8 +122,9 @@ def append_step(side: Side, new: Float[Array, "S K H"], column: Int[Array, " S"]
 def append_prompt(side: Side, new: Float[Array, "L K H"], slot: Array, start: Array) -> Side:
     """Write consecutive columns to one slot of the keys or values `side`, from `start` on.
 
-    `new` are float32 keys or values. Columns past the end of the prompt are written again before
-    they are read.
+    `side` is one array, or for an int8 cache two: the numbers and their scales. `new` are float32
+    keys or values; rows that pad the prompt are stored, too, but their columns are written again
+    before they are read. Returns the changed arrays.
     """
     return tuple(
         write_columns(part, rearrange(each, "l k ... -> 1 k l ..."), slot, start)

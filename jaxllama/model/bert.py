@@ -56,16 +56,19 @@ class TokenEmbeddings(Module):
         self.distances = Table(buckets, config.heads) if buckets else None
 
     def __call__(self, tile: TextTile) -> Float[Array, "L D"]:
-        """Return the embedding of every token in `tile`, which is the input of the first block."""
+        """Return the input of the first block: the embedding of every token in `tile`.
+
+        A tile is the tokens of several texts, one after the other.
+        """
         x = self.embed(tile.ids) + self.positions(tile.place + self.first)
         if self.types is not None:
             x = x + self.types(jnp.zeros_like(tile.ids))
         return self.norm(x)
 
     def biases(self, tile: TextTile) -> Float[Array, "N L L"] | None:
-        """Return the attention bias for each head, query and key of the texts in `tile`.
+        """Return the attention bias of each head for every pair of query and key in `tile`.
 
-        None for a model without biases.
+        A tile is the tokens of several texts. None for a model without biases.
         """
         if self.distances is None:
             return None
@@ -272,14 +275,14 @@ def scaled_to_one(x: Float[Array, "R D"]) -> Float[Array, "R D"]:
 
 
 def embeddings_of(config: EncoderConfig, params: Tree) -> TokenEmbeddings:
-    """Build the embedding layers with the weights `params`, inside a function that JAX traces."""
+    """Build the embedding layers with the weights `params`, for use in a traced function."""
     module = TokenEmbeddings(config)
     give_values(module, params)
     return module
 
 
 def block_of(config: EncoderConfig, params: Tree) -> EncoderBlock:
-    """Build one block with `params` as its weights, inside a function that JAX traces."""
+    """Build one block with the weights `params`, for use in a traced function."""
     module = EncoderBlock(config)
     give_values(module, params)
     return module

@@ -27,7 +27,10 @@ class Columns(NamedTuple):
 
 
 def cache_shape(model: ModelConfig, engine: EngineConfig, chunk: int) -> CacheSize:
-    """Return the cache sizes of one layer, with `chunk` spare columns at the end."""
+    """Return the cache sizes of one layer, with `chunk` spare columns at the end of each slot.
+
+    A column holds one token. The spare ones take the writes of rows that must not change the cache.
+    """
     heads = with_copies(model, engine.model_parallel).kv_heads
     return CacheSize(engine.slots, heads, engine.columns + chunk, model.head_dim)
 

@@ -29,10 +29,10 @@ class ExpertsLayer(Module):
         self.down = ExpertMatrices(outward, ("experts", "ffn", "width"))
 
     def __call__(self, x: Float[Array, "L D"], ends: Ends, rows: BlockRows) -> Float[Array, "L D"]:
-        """Apply the chosen experts to every row and add the result to the row.
+        """Add to every row the weighted sum of the experts that the router chooses for it.
 
-        `x` are the hidden states. `ends` has the norms before and after, `rows` says which rows are
-        used.
+        `x` are the hidden states. `ends` has the norms of the input and of the result. `rows` has
+        the mask of the rows to compute.
         """
         normed = x if ends.before is None else ends.before(x)
         shares = chosen_shares(self.router(normed), self.experts)
@@ -55,9 +55,10 @@ class ExpertsLayer(Module):
     def apply(
         self, index: Array, x: Float[Array, "L D"], used: Bool[Array, " L"]
     ) -> Float[Array, "L D"]:
-        """Return the unweighted feed-forward of expert `index` for the rows in the mask `used`.
+        """Return the output of expert `index` for every row, without the expert's share.
 
-        `x` are the normed hidden states. Other rows of the result are undefined.
+        `x` are the normed hidden states. Only rows in the mask `used` are valid in the result. The
+        caller multiplies by the share, which is the expert's weight in the sum.
         """
         gate, up, down = (each.weight.value for each in (self.gate, self.up, self.down))
         inner = gate.gated(index, x, up, self.activation, used)

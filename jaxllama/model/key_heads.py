@@ -51,8 +51,8 @@ def copied_heads(
 ) -> HostMatrix | UnreadMatrix:
     """Return a weight or bias of keys or values with each head repeated `copies` times.
 
-    Heads lie side by side on the last axis; `size` is the size of a head. An unread matrix stays
-    unread.
+    Heads lie side by side on the last axis; `size` is the size of a head. A matrix that is not yet
+    read from its file is not read here either.
     """
     count = value.shape[-1] * copies
     if isinstance(value, UnreadMatrix):
@@ -79,10 +79,10 @@ def read_copied(
 
 
 def sources(wanted: slice, size: int, copies: int) -> np.ndarray:
-    """Return the index in the original matrix of each output in the range `wanted`.
+    """Return, for each output in the range `wanted`, its index in the original matrix.
 
-    `wanted` counts outputs of the matrix with repeated heads: each head has `size` outputs and is
-    stored `copies` times side by side.
+    `wanted` is a range of outputs of the matrix with repeated heads. In that matrix, each head of
+    `size` outputs is stored `copies` times side by side.
     """
     output = np.arange(wanted.start, wanted.stop)
     return output // (size * copies) * size + output % size

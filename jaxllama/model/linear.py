@@ -48,10 +48,10 @@ class Linear(Module):
         add: Array | None = None,
         rows: MatmulRows = ALL_ROWS,
     ) -> Float[Array, "L O"]:
-        """Multiply every row by the weight, after an optional norm, and add `add` if given.
+        """Return norm(x) · weight + bias + `add` for every row.
 
-        Adds the bias, and what the low-rank adapters in `rows` contribute. `norm` None: x is used
-        as it is; `rows` also says which rows are used.
+        `norm` None: x is used as it is; `add` ([L O]) None: nothing is added. `rows` has the mask
+        of the rows to compute, and the LoRA adapter of each row, whose part is added too.
         """
         weight, bias, _ = self.member
         scale = None if norm is None else norm.parameters
@@ -62,7 +62,7 @@ class Linear(Module):
 
     @property
     def member(self) -> GroupMember:
-        """The layer's weight, bias and width, for a matmul that joins several layers' matrices."""
+        """The weight, bias and number of outputs, for a matmul that joins several layers."""
         weight: Weight = self.weight.value
         bias: Any = None if self.bias is None else self.bias.value
         return GroupMember(weight, bias, self.outward)
@@ -71,7 +71,7 @@ class Linear(Module):
 def project(
     layers: Sequence[Linear], x: Float[Array, "L I"], norm: Norm | None, rows: MatmulRows
 ) -> list[Array]:
-    """Multiply norm(x) by the weights of several layers; return one array for each layer.
+    """Apply several layers to norm(x); return one array for each layer.
 
     `norm` None: x is used as it is. `rows` says which rows are used and which adapters they have.
     """
@@ -116,7 +116,7 @@ class Embedding(Module):
     ) -> Float[Array, "L V"]:
         """Return the logits of each row: norm(x) times the vectors of all tokens.
 
-        Only rows in the mask `active` are used, None: all.
+        Only the rows in the mask `active` are valid in the result (None: all).
         """
         weight: Weight = self.weight.value
         return weight.matmul(x, norm=norm.parameters, active=active)

@@ -59,8 +59,9 @@ class Llama(Module):
     ) -> tuple[Float[Array, "S D"], KVCache]:
         """Compute the hidden state of one new token per slot; return it with the new cache.
 
-        `position` is the cache column of each token. Inactive rows do not change the cache.
-        `adapters` has the adapter of each row, None: no row has one.
+        `tokens` are token ids, or hidden states from the previous pipeline stage. `position` is the
+        cache column of each token. Inactive rows do not change the cache. `adapters` has the
+        adapter of each row, None: no row has one.
         """
 
         def attend(
@@ -79,12 +80,13 @@ class Llama(Module):
         active: Bool[Array, "N S"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "N S D"], KVCache]:
-        """Compute the hidden states of up to N new tokens per slot, from column `position` on.
+        """Compute the hidden states of up to N consecutive new tokens per slot.
 
-        Returns them with the new cache. The mask `active` is true for the first tokens of a slot;
-        the others do not change the cache. `adapters` has the adapter of each row, None: no row has
-        one. Only for kernels whose result for a row is bit-identical in a batch of any size (those
-        with a `row_cost`).
+        Returns them with the new cache. `position` is the cache column of each slot's first token.
+        The mask `active` marks the real tokens, which come first in each slot; padding does not
+        change the cache. `adapters` has the adapter of each row, None: no row has one. Only for
+        kernels whose result for a row is bit-identical in a batch of any size (those with a
+        `row_cost`).
         """
         count, slots = tokens.shape
         positions = position + jnp.arange(count, dtype=jnp.int32)[:, None]
@@ -116,8 +118,9 @@ class Llama(Module):
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute the hidden states of consecutive tokens of one slot, from column `start` on.
 
-        Returns them with the new cache. Only the first `count` tokens are real (None: all); the
-        others are padding. `adapters` has the adapter of each row, None: no row has one.
+        Returns them with the new cache. `tokens` are token ids, or hidden states from the previous
+        pipeline stage. Only the first `count` tokens are real (None: all); the others are padding.
+        `adapters` has the adapter of each row, None: no row has one.
         """
         real = jnp.int32(tokens.shape[0]) if count is None else count
         position = start + jnp.arange(tokens.shape[0], dtype=jnp.int32)
@@ -141,11 +144,12 @@ class Llama(Module):
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute the hidden states of several short runs of consecutive tokens in one slot.
 
-        Returns them with the new cache. `tokens` holds the runs one after the other, all padded to
-        one size; `places` has the first cache column of each run, then the number of real tokens of
-        each. The runs are written to the cache in order, and each attends to all columns before its
-        first one. So a run may continue an earlier run, or overwrite the columns of a finished one.
-        `adapters` None: the model alone.
+        Returns them with the new cache. `tokens` (ids, or hidden states from the previous pipeline
+        stage) holds the runs one after the other, all padded to one size. `places` has the first
+        cache column of each run, then the number of real tokens of each. The runs are written to
+        the cache in order, and each attends to all columns before its first one. So a run may
+        continue an earlier run, or overwrite the columns of a finished one. `adapters` None: no
+        LoRA adapter.
         """
         starts, counts = places
         runs = starts.shape[0]
@@ -175,8 +179,9 @@ class Llama(Module):
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Apply the embedding and all blocks to tokens; return hidden states and the new cache.
 
-        `attend` computes the attention of one layer and writes its cache. `rows` says which rows
-        are used, their positions and their adapters.
+        In a later pipeline stage, `tokens` are hidden states and are not embedded. `attend`
+        computes the attention of one layer and writes its cache. `rows` says which rows are used,
+        their positions and their adapters.
         """
         config = self.config
         with jax.named_scope("embed"):
@@ -280,8 +285,9 @@ class Attention(Module):
     ) -> tuple[Float[Array, "L D"], Layer]:
         """Apply norm, projections, attention and output projection, and add the result to `x`.
 
-        `ends` has the norms before and after, `rows` says which rows are used and which adapters
-        they have. Returns the sum, and the layer's cache as `attend` returns it.
+        Returns the sum and the layer's new cache. `attend` computes the attention from queries,
+        keys and values, and writes the cache. `ends` has the norms of the input and of the result;
+        `rows` says which rows are used and which adapters they have.
         """
         q, k, v = project((self.q, self.k, self.v), x, ends.before, rows.of("qkv"))
         if self.norms_all:
@@ -314,8 +320,8 @@ class FeedForward(Module):
     def __call__(self, x: Float[Array, "L D"], ends: Ends, rows: BlockRows) -> Float[Array, "L D"]:
         """Apply the feed-forward to every row and add the result to the row.
 
-        `ends` has the norms before and after, `rows` says which rows are used and which adapters
-        they have.
+        `ends` has the norms of the input and of the result. `rows` says which rows are used and
+        which adapters they have.
         """
         both = (self.gate, self.up)
         inner = gated(both, x, ends.before, self.activation, rows.of("gate_up"))

@@ -36,7 +36,7 @@ def parts_of(part: Module | list[Any]) -> Iterator[tuple[str | int, Part]]:
 
 
 def parameters_of(module: Module | list[Any], prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-    """Yield every parameter of a module with its dotted path, such as `blocks.0.attention.q`.
+    """Yield every parameter of a module with its path, such as `blocks.0.attention.q.weight`.
 
     `prefix` comes before every path.
     """

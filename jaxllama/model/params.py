@@ -27,7 +27,7 @@ class Leaf:
 
     @property
     def is_matrix(self) -> bool:
-        """Say whether the weight is one matrix, which may be stored packed."""
+        """Say whether the weight is one matrix, which may be stored in few bits (quantized)."""
         return len(self.shape) == 2  # noqa: PLR2004
 
     @property
@@ -75,7 +75,7 @@ def loading_order(leaves: dict[str, Leaf]) -> dict[str, Leaf]:
 
 
 def nest(flat: dict[str, Any]) -> Tree:
-    """Turn a dict with dotted paths into a nested tree; list positions become integers."""
+    """Turn {"blocks.0.ffn": x} into {"blocks": {0: {"ffn": x}}}: dotted paths into nested dicts."""
     tree: dict[str | int, Any] = {}
     for path, value in flat.items():
         *parents, last = path.split(".")

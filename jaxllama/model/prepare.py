@@ -74,13 +74,17 @@ class Preparation:
             self._lay_out(layers, self._waiting.pop(layers[0]))
 
     def tree(self) -> Tree:
-        """Return all weights as the nested tree that compiled programs take; first add them all."""
+        """Return all weights as the nested tree that compiled programs take.
+
+        Call it after the last weight was added.
+        """
         return nest(self._ready)
 
     def group_of(self, layer: str) -> tuple[str, ...]:
         """Return the paths of the layers whose matrices are stored together with that of `layer`.
 
-        `layer` is one of them, and the only one if its matrix is stored alone.
+        `layer` is a path such as `blocks.0.attention.q`. It is among the result, and alone there if
+        its matrix is stored alone.
         """
         parent, _, name = layer.rpartition(".")
         for group in self._groups if self._body.joins else ():

@@ -130,10 +130,10 @@ def overridden(
 def layer_tables(
     config: ModelConfig, rope: Rope | None, position: Int[Array, " L"]
 ) -> tuple[Float[Array, "L U"], Float[Array, "L U"]]:
-    """Return cosines and sines of one layer at each position, for whole heads.
+    """Return the cosines and the sines of one layer for each position and each pair of a head.
 
-    `rope` is the layer's rotation, None: no pair rotates. Pairs of a head that do not rotate get 1
-    and 0.
+    `rope` is the layer's rotation, None: no pair rotates. Pairs that do not rotate get cosine 1 and
+    sine 0.
     """
     rows, half = position.shape[0], config.head_dim // 2
     if rope is None:
@@ -148,8 +148,8 @@ def layer_tables(
 def pair_up(x: Float[Array, "L N H"], rotated: int) -> Float[Array, "L N H"]:
     """Reorder the numbers of each head so that the two of a rotated pair lie half a head apart.
 
-    A model that rotates only the first `rotated` numbers of a head has its pairs half of `rotated`
-    apart. Scores do not change if queries and keys are reordered alike.
+    In `x` they lie half of `rotated` apart, among the first `rotated` numbers of the head.
+    Attention scores do not change if queries and keys are reordered alike.
     """
     half, rest = rotated // 2, (x.shape[-1] - rotated) // 2
     first, second, still, left = jnp.split(x, (half, rotated, rotated + rest), axis=-1)

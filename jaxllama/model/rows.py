@@ -30,7 +30,7 @@ class SlotAdapter(NamedTuple):
     scale: Float[Array, ""]
 
     def of_rows(self, count: int) -> Adapters:
-        """Give the slot's adapter to each of `count` rows."""
+        """Return the adapters of `count` rows, each of which uses the slot's adapter."""
         number, scale = (jnp.full(count, each) for each in (self.number, self.scale))
         return Adapters(self.blocks, AdapterRows(number, scale))
 
@@ -92,5 +92,5 @@ ALL_ROWS = MatmulRows()
 
 
 def of_rows(adapter: SlotAdapter | None, count: int) -> Adapters | None:
-    """Return the adapter of one slot as that of each of `count` rows; None for no adapter."""
+    """Return the adapters of `count` rows that all use `adapter`; None for None."""
     return None if adapter is None else adapter.of_rows(count)

@@ -55,10 +55,11 @@ class SpreadLlama:
         active: Bool[Array, " S"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "S D"], KVCache]:
-        """Compute the hidden state of one new token per slot; each device computes its slots.
+        """Compute the hidden state of one new token per slot; return it with the new cache.
 
-        `position` is the cache column of each token. Inactive rows do not change the cache.
-        `adapters` None: no row has one.
+        Each device computes its slots. `tokens` are token ids, or hidden states from the previous
+        pipeline stage. `position` is the cache column of each token. Inactive rows do not change
+        the cache. `adapters` None: no row has one.
         """
         given = (SLOTS, CACHE, SLOTS, SLOTS, self._adapters(adapters, SLOTS))
         found: tuple[Array, KVCache] = self._everywhere(Llama.step, given, (SLOTS, CACHE))(
@@ -77,9 +78,10 @@ class SpreadLlama:
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute the hidden states of consecutive tokens of one slot, from column `start` on.
 
-        Returns them with the new cache. Only the first `count` tokens are real; the others are
-        padding. Every device computes them; only the device that has the slot stores keys and
-        values. `adapters` None: the model alone.
+        Returns them with the new cache. `tokens` are token ids, or hidden states from the previous
+        pipeline stage. Only the first `count` tokens are real; the others are padding. Every device
+        computes all tokens; only the device that has the slot stores keys and values. `adapters`
+        None: no LoRA adapter.
         """
         given = (WHOLE, CACHE, WHOLE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.prompt, given, (WHOLE, CACHE))(
@@ -97,10 +99,11 @@ class SpreadLlama:
     ) -> tuple[Float[Array, "L D"], KVCache]:
         """Compute the hidden states of several short runs of consecutive tokens in one slot.
 
-        Returns them with the new cache. `tokens` holds the runs one after the other, all padded to
-        one size; `places` has the first cache column of each run, then the number of real tokens of
-        each. Every device computes them; only the device that has the slot stores keys and values.
-        `adapters` None: the model alone.
+        Returns them with the new cache. `tokens` (ids, or hidden states from the previous pipeline
+        stage) holds the runs one after the other, all padded to one size. `places` has the first
+        cache column of each run, then the number of real tokens of each. Every device computes all
+        runs; only the device that has the slot stores keys and values. `adapters` None: no LoRA
+        adapter.
         """
         given = (WHOLE, CACHE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
         found: tuple[Array, KVCache] = self._everywhere(Llama.branches, given, (WHOLE, CACHE))(

@@ -35,10 +35,10 @@ def stage_configs(model: ModelConfig, layers: Sequence[int]) -> list[StageConfig
 
 
 def paths_in_stages(model: ModelConfig, layers: Sequence[int]) -> dict[str, dict[int, str]]:
-    """Map the path of every weight to its path in each stage that has it, by the stage's index.
+    """Map the path of every weight to {index of a pipeline stage: path of the weight there}.
 
-    `layers` is the number of layers of each stage. Two stages have the embedding of a model whose
-    head is the transposed embedding.
+    `layers` is the number of layers of each stage. A weight is in one stage, except the embedding
+    of a model whose head is the transposed embedding: two stages have it.
     """
     found: dict[str, dict[int, str]] = {path: {} for path in abstract_params(model)}
     first = 0

@@ -100,9 +100,10 @@ def is_alias(name: str, known: Collection[str]) -> bool:
 
 
 def own_value(name: str, value: Any) -> Any:
-    """Convert the value of the alias `name` to the value of our field; None means not given.
+    """Convert the value of the alias `name` to the value of our field.
 
-    Raises InvalidParameter for a value that our field cannot express.
+    An alias is another API's name for a field of ours. The result None means "not given". Raises
+    InvalidParameter for a value that our field cannot express.
     """
     alias = ALIASES[name]
     if isinstance(value, int) and not isinstance(value, bool):
@@ -113,7 +114,7 @@ def own_value(name: str, value: Any) -> Any:
 
 
 def aliases_of(own: str, known: Collection[str]) -> list[str]:
-    """Return the accepted aliases of our field `own`, in the order of ALIASES.
+    """Return the other APIs' names that are accepted for our field `own`.
 
     Names that are fields themselves (in `known`) are left out; [] if `own` is not in `known`.
     """

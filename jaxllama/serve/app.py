@@ -64,7 +64,7 @@ def create_app(
     *,
     is_fronted: bool = False,
 ) -> web.Application:
-    """Build the web application of the served models, with the routes of ours and of dialects.
+    """Build the web application of the served models, with our own routes and those of dialects.
 
     A dialect is one HTTP API, such as OpenAI's. `is_fronted`: all requests come through a gateway
     of ours.
@@ -137,7 +137,10 @@ class Front:
         response.headers.update(self._guard.cors(request))
 
     def _identify_caller(self, request: web.Request) -> str:
-        """Store the caller and the dialect (HTTP API) of a request in it; return its API key."""
+        """Store the caller and the dialect (HTTP API) of a request in `request`.
+
+        Returns the API key that the request came with, "" if it has none.
+        """
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical if resource else 'unknown'}"
         dialect = self._table.owner(request.match_info.handler, request.path)

@@ -122,7 +122,7 @@ class Connection(web.RequestHandler):
 
     @property
     def _is_idle(self) -> bool:
-        """Whether no request is being answered or waits for its answer."""
+        """Whether the connection has no request that is being answered or waits for its turn."""
         return self._current_request is None and not self._messages
 
     def _parse(self, data: bytes) -> None:

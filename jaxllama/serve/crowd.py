@@ -52,7 +52,8 @@ class Crowd:
     def admit(self, member: CrowdMember) -> bool:
         """Add a new connection as idle; return False if there is no room for it.
 
-        An idle connection is closed if that makes room.
+        An idle connection is closed if that makes room. If none is idle, up to RESERVE
+        connections are admitted beyond the limits (`is_spare`), for health checks.
         """
         group = group_of(member.address)
         crowded = self._find_full_group(member, group)
@@ -97,7 +98,10 @@ class Crowd:
             self._idle.pop(group, None)
 
     def is_spare(self, member: CrowdMember) -> bool:
-        """Say whether a connection was admitted beyond the limits and still exceeds them."""
+        """Say whether a connection was admitted beyond the limits and still exceeds them.
+
+        Such a connection is served only health checks and metrics.
+        """
         if member not in self._spares:
             return False
         others = self._counts[self._members[member]] - 1

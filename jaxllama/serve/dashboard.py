@@ -104,10 +104,10 @@ class Dashboard(Dialect):
     async def live_metrics(
         self, request: web.Request, service: GenerationService
     ) -> web.StreamResponse:
-        """Answer GET /metrics/live with a stream of the figures, until the client leaves.
+        """Answer GET /metrics/live with a stream of the server's figures, until the client leaves.
 
-        The query's `seconds` is the time between two events; `model` names one of several models,
-        whose figures are shown whether it is loaded or not.
+        The query parameter `seconds` is the time between two events. `model` names the model whose
+        figures are sent, loaded or not; without it, the default model's figures are sent.
         """
         models, pause = request.app[MODELS], seconds_of(request)
         model = models.find(request.query.get(QUERY))
@@ -160,13 +160,19 @@ class Dashboard(Dialect):
         )
 
     def _name(self, client: str) -> str:
-        """Return a pseudonym of a client: a keyed hash, which does not reveal the client."""
+        """Return a pseudonym of a client: a keyed hash, which does not reveal the client.
+
+        `client` is the client's name in the request queue, "" for the server itself.
+        """
         digest = hashlib.blake2b(client.encode(), key=self._secret, digest_size=2).hexdigest()
         return f"client {digest}" if client else "the server"
 
 
 def seconds_of(request: web.Request) -> float:
-    """Return the seconds between two events: the query's `seconds`, by default SECONDS."""
+    """Return the seconds between two events of the stream, from the query parameter `seconds`.
+
+    The default is SECONDS. Raises InvalidParameter if the value is no number or out of bounds.
+    """
     text = request.query.get("seconds")
     if text is None:
         return SECONDS

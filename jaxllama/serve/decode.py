@@ -130,9 +130,10 @@ async def read_text(request: web.Request) -> str:
 
 
 def check_head(request: web.BaseRequest, most: int, *, any_type: bool = False) -> None:
-    """Raise HttpError if the headers announce over `most` bytes, or no plain JSON in UTF-8.
+    """Raise HttpError if the headers announce a body that the server does not accept.
 
-    `any_type` accepts any content type.
+    The body must be uncompressed JSON in UTF-8, of at most `most` bytes. `any_type` accepts any
+    content type.
     """
     if (request.content_length or 0) > most:
         raise too_large(most)
@@ -199,10 +200,11 @@ def check_depth(body: bytes, depth: int) -> None:
 def convert(
     fields: dict[str, Any], shape: type[T], knobs: Collection[str], *, strict: bool
 ) -> Decoded[T]:
-    """Convert JSON fields to the struct `shape`, and those named in `knobs` to a dict.
+    """Convert the JSON fields of a body to the struct `shape`; put those in `knobs` in a dict.
 
-    Fields under another accepted name (alias) are renamed. Unknown fields are dropped and listed;
-    with `strict`, InvalidParameter is raised for them.
+    `knobs` has the names of sampling options. Fields under another accepted name (alias) are
+    renamed. Unknown fields are dropped and listed in the result; with `strict`, InvalidParameter
+    is raised for them.
     """
     own = set(shape.__struct_encode_fields__)
     fields, aliased = rename_aliases(fields, own | set(knobs))
@@ -223,9 +225,9 @@ def convert(
 def as_invalid_parameter(
     message: str, fields: dict[str, Any], shape: type[msgspec.Struct]
 ) -> InvalidParameter:
-    """Convert a msgspec error to ours, with the path of the field and, if it is text, its value.
+    """Convert msgspec's validation error to InvalidParameter, which names the wrong field.
 
-    `message` is the error's; `fields` is the body that was decoded as `shape`.
+    `message` is the text of msgspec's error; `fields` is the body that was not a valid `shape`.
     """
     where, what = split_message(message)
     unknown = UNKNOWN.fullmatch(what)
@@ -242,7 +244,10 @@ def as_invalid_parameter(
 
 
 def split_message(message: str) -> tuple[str | None, str]:
-    """Split a msgspec message into the path in the body and the description of the error."""
+    """Split a msgspec error message into the path of the wrong field and the description.
+
+    The path is None if the message has none.
+    """
     found = PATH.search(message)
     return (found[1], message[: found.start()]) if found else (None, message)
 

@@ -27,10 +27,10 @@ class Docs(Dialect):
     name = "docs"
 
     def __init__(self, dialects: Sequence[Dialect], root_dialect: str | None = None) -> None:
-        """Take the endpoints of the dialects (HTTP APIs) that are to be described.
+        """Collect the endpoints of the dialects (HTTP APIs), in order to describe them.
 
-        An endpoint at the path `/` is left out, unless it is that of the dialect named
-        `root_dialect`.
+        `root_dialect` is the name of the dialect that gets the path `/`; None: the server's own
+        page. The endpoints of other dialects at `/` are left out.
         """
         super().__init__()
         self._endpoints: dict[Endpoint, RouteName] = {}
@@ -47,12 +47,16 @@ class Docs(Dialect):
     def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
         """Return the route `/openapi.json`.
 
-        `models` has no effect here.
+        `models` are the served models; the description of the API lists their names.
         """
 
         @open_to_all
         async def openapi(request: web.Request) -> web.Response:
-            """Answer GET /openapi.json with the description of the API, or a part of it."""
+            """Answer GET /openapi.json with the description of the API, or a part of it.
+
+            The query `outline=true` asks for the names of the operations only, `operation=NAME` for
+            one operation.
+            """
             settings = request.app[SETTINGS]
             if request.query.get("outline") == "true":
                 return one_json(outline(self._endpoints))

@@ -52,14 +52,20 @@ class RequestShape(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         refuse_any(self, self.unsupported)
 
     def ignored(self, *, strict: bool) -> list[str]:
-        """Return the given fields that have no effect; with `strict`, raise InvalidParameter."""
+        """Return the names of the given fields that have no effect.
+
+        With `strict`, raises InvalidParameter if there are any.
+        """
         if strict:
             refuse_any(self, self.unheeded)
         return [name for name in self.unheeded if getattr(self, name)]
 
 
 def refuse_any(body: RequestShape, why: Mapping[str, str]) -> None:
-    """Raise InvalidParameter if a body has a value for a field in `why`, a dict of reasons."""
+    """Raise InvalidParameter if one of the fields in `why` is set (true or not empty) in a body.
+
+    `why` maps the name of each field to the reason why it is refused, for the error.
+    """
     for name, reason in why.items():
         if getattr(body, name):
             raise InvalidParameter(f"{name} is not supported: {reason}", name)
@@ -98,7 +104,7 @@ class Endpoint:
 
     @property
     def model_fields(self) -> tuple[str, ...]:
-        """The fields of the body that name a model; () if the query has to name it."""
+        """The names of the body's fields that can name a model; () if only the query can."""
         fields = () if self.body is None else self.body.__struct_fields__
         return tuple(each for each in ("model", "name") if each in fields and "model" in fields)
 
@@ -118,8 +124,8 @@ class Endpoint:
     ) -> tuple[B, dict[str, Any]]:
         """Decode and check the body of a request; return (body as `shape`, generation parameters).
 
-        The parameters are the fields that set the engine or a sampler, by name; {} if the endpoint
-        takes none.
+        The generation parameters are the fields for the engine and the samplers, by name; {} if the
+        endpoint takes none. Raises InvalidParameter if the body is wrong.
         """
         known = service.model.knobs if self.takes_knobs else frozenset[str]()
         body, knobs = await read_json(request, shape, knobs=known, any_type=self.any_type)
@@ -132,9 +138,9 @@ Serves = Callable[[web.Request, GenerationService], Awaitable[web.StreamResponse
 
 
 def routes_of(endpoints: Mapping[Endpoint, Serves], models: ServedModels) -> list[web.RouteDef]:
-    """Make the aiohttp routes of endpoints; each is mapped to its handler.
+    """Make the aiohttp routes of endpoints; `endpoints` maps each one to its handler.
 
-    The handlers are bound to the served models, of which each request uses one.
+    A route calls its handler with the service of the model, out of `models`, that a request names.
     """
     return [
         web.route(endpoint.method, endpoint.path, bind_models(endpoint, serve, models))
@@ -143,9 +149,10 @@ def routes_of(endpoints: Mapping[Endpoint, Serves], models: ServedModels) -> lis
 
 
 def told_by(handler: object) -> str | None:
-    """Return the body field that only this handler's route has; None if there is none.
+    """Return the name of the body field that marks requests for this handler; None: no field.
 
-    The field tells apart routes of several HTTP APIs (dialects) that have the same path.
+    If several HTTP APIs (dialects) have the same path, only one of them has this field: a request
+    with the field is for that API.
     """
     return getattr(handler, "told_by", None)
 
@@ -153,7 +160,7 @@ def told_by(handler: object) -> str | None:
 def bind_models(endpoint: Endpoint, serve: Serves, models: ServedModels) -> Handler:
     """Make the aiohttp handler that calls `serve` with the service of the request's model.
 
-    Errors about a field that was sent under an alias name the alias.
+    If the client sent a field under an alias, errors about the field mention the alias.
     """
 
     @functools.wraps(serve)

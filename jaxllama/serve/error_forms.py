@@ -46,6 +46,6 @@ class ErrorForms:
 def no_model() -> NoReturn:
     """Raise RuntimeError, because a gateway has no model.
 
-    Stands for the function that loads a model, in a service that only sets up routes.
+    A service that only sets up routes gets this function in place of one that loads a model.
     """
     raise RuntimeError("a gateway has no model")

@@ -19,7 +19,10 @@ EXPECTATION = web.RequestKey("expectation", str)
 
 
 def without_expectation(make: RequestFactory) -> RequestFactory:
-    """Wrap aiohttp's request factory: it moves the Expect header to `request[EXPECTATION]`."""
+    """Return a request factory that moves the Expect header to `request[EXPECTATION]`.
+
+    `make` is aiohttp's own request factory, which makes the requests.
+    """
 
     def make_request(message: RawRequestMessage, *more: Any) -> web.BaseRequest:
         if hdrs.EXPECT not in message.headers:
@@ -46,7 +49,7 @@ def check_expectation(request: web.Request) -> None:
 
 
 async def send_continue(request: web.Request) -> None:
-    """Send `100 Continue` to a client that waits for it before it sends the body."""
+    """Send `100 Continue` if the client waits for it before it sends the body."""
     if EXPECTATION in request:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # otherwise the response would count as started

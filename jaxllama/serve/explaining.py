@@ -20,7 +20,10 @@ MOST = 64  # most tokens to explain
 
 
 def check_length(knobs: Mapping[str, Any]) -> None:
-    """Raise InvalidParameter if max_tokens exceeds MOST, the most that an explanation has."""
+    """Raise InvalidParameter if the request's knobs (parameters) ask for too long an answer.
+
+    At most MOST tokens can be explained, so `max_tokens` must not be higher.
+    """
     tokens = knobs.get("max_tokens")
     if isinstance(tokens, int) and tokens > MOST:
         raise InvalidParameter(
@@ -31,9 +34,10 @@ def check_length(knobs: Mapping[str, Any]) -> None:
 async def record_answer(
     answers: Answers, events: Sequence[Event], service: GenerationService
 ) -> Recording:
-    """Return a recording of the request's only answer, with the logits of each of its tokens.
+    """Return a recording of a finished answer, with the logits of each of its tokens.
 
-    The answer has ended; `events` are all its events. Stops if the client leaves.
+    `answers` has only this answer, and `events` are all its events. The work stops, with an error,
+    if the client leaves.
     """
     (request,) = answers.requests
     tokens = [event.token for event in events if isinstance(event, Token)]
@@ -57,11 +61,12 @@ async def replay_positions(
     only: int | None = None,
     top: int = 0,
 ) -> list[Position]:
-    """Draw recorded tokens again, and return what each sampler did, as `replay_recording` does.
+    """Draw recorded tokens again from their logits; return for each token what each sampler did.
 
-    `changes` are knobs that replace those of the recording, `only` is the index of the one token to
-    draw (None: all), `top` is the number of likeliest tokens to list. The work stops if the client
-    of `answers`, the request in progress, leaves.
+    `changes` are knobs (parameters) that replace those of the recording, `only` is the index of the
+    one token to draw (None: all), `top` is the number of likeliest tokens to list after each
+    sampler. `answers` is the request in progress: if its client leaves, the work stops with an
+    error.
     """
     replay = replay_recording(recording, changes, answers.caller, service, only=only, top=top)
     return await answers.wait_for(asyncio.ensure_future(replay))
@@ -76,12 +81,12 @@ async def replay_recording(
     only: int | None = None,
     top: int = 0,
 ) -> list[Position]:
-    """Draw recorded tokens again from their logits; return what each sampler did.
+    """Draw recorded tokens again from their logits; return for each token what each sampler did.
 
-    `changes` are knobs that replace those of the recording. There is a result for each token, or
-    for the one at index `only`; `top` is the number of likeliest tokens to list after each sampler.
-    Each position is a separate piece of work in a thread, so that other clients' work can run in
-    between.
+    `changes` are knobs (parameters) that replace those of the recording, `only` is the index of the
+    one token to draw (None: all), `top` is the number of likeliest tokens to list after each
+    sampler. Each token is a separate piece of work of `caller` in a thread, so that other clients'
+    work can run in between.
     """
 
     def begin(model: Model) -> Iterator[Position | None]:

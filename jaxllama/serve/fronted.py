@@ -23,7 +23,10 @@ RequestFactory = Callable[..., web.BaseRequest]
 
 
 def with_sender(make: RequestFactory) -> RequestFactory:
-    """Wrap aiohttp's request factory: the address in the header SENDER becomes `request.remote`."""
+    """Return a request factory that sets `request.remote` to the address in the header SENDER.
+
+    `make` is aiohttp's own request factory, which makes the requests.
+    """
 
     def make_request(message: RawRequestMessage, *more: Any) -> web.BaseRequest:
         request = make(message, *more)
@@ -37,8 +40,8 @@ def last_words(error_body: Callable[[ReplicaLost], Any], join: Callable[[Any], b
     """Return the value of the response header LAST_WORDS of a stream.
 
     It has the error that the gateway sends to the client if this server is lost during the stream.
-    `error_body` makes the body of an error in the form of the HTTP API, `join` frames chunks as
-    bytes.
+    `error_body` makes the body of an error in the form of the HTTP API. `join` encodes a list of
+    such bodies as bytes of the stream.
     """
     return base64.b64encode(join([error_body(ReplicaLost())])).decode()
 

@@ -20,7 +20,7 @@ H = TypeVar("H", bound=Handler)
 
 
 def serve_always(handler: H) -> H:
-    """Mark a handler that is served also on connections beyond the limit; return it."""
+    """Mark a handler to be served even on connections beyond the connection limit; return it."""
     handler.is_vital = True  # type: ignore[attr-defined]
     return handler
 
@@ -35,7 +35,10 @@ class Guard:
     """Checks keys, hosts and origins for one server."""
 
     def __init__(self, settings: Settings, headers: Iterable[str] = ()) -> None:
-        """Read the API keys, hosts and origins; CORS allows the request `headers`, too."""
+        """Read the API keys, the allowed hosts and the allowed origins from `settings`.
+
+        `headers` are names of request headers that CORS allows, beside the usual ones.
+        """
         self._keys = [digest(key) for key in settings.api_keys]
         names = (*LOOPBACK, "[::1]", *settings.allowed_hosts)
         self._hosts = frozenset(map(str.lower, names))
@@ -44,7 +47,11 @@ class Guard:
         self._headers = ", ".join(("Authorization", "Content-Type", *headers))
 
     def client(self, request: web.BaseRequest, key: str) -> str:
-        """Return the client's name for the fair queue: from its valid API key, or its address."""
+        """Return a name for the client: made of its API key if that is valid, else of its address.
+
+        `key` is the API key that the request sent, "" if none. The request queue is fair among
+        these names.
+        """
         found = self._match(key)
         return f"key-{found.hex()[:8]}" if found is not None else f"at {request.remote}"
 

@@ -27,15 +27,15 @@ class Histogram:
         self._seconds += seconds * times
 
     def family(self, labels: Sequence[str] = ()) -> HistogramMetricFamily:
-        """Return an empty metric of Prometheus' client library, to which histograms are added.
+        """Return an empty Prometheus metric, to which `add_to` adds the counts of a histogram.
 
-        `labels` are the names of its labels; several histograms of one name may `add_to` it.
+        Several histograms with the same name can be added. `labels` are the names of the labels.
         """
         words = f"Seconds of {self.name.replace('_', ' ')}"
         return HistogramMetricFamily(f"jaxllama_{self.name}_seconds", words, labels=labels)
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
-        """Add the counts to the metric `family`; `labels` are the values of its labels."""
+        """Add this histogram to the metric `family`, with `labels` as the values of its labels."""
         bounds = map(floatToGoString, self.bounds)
         buckets = list(zip(bounds, accumulate(self.counts), strict=True))
         family.add_metric(labels, buckets, self._seconds)

@@ -53,7 +53,10 @@ class InnerRequest(MutableMapping[Any, Any]):
 
 
 async def answer_inside(handler: Handler, request: InnerRequest) -> tuple[int, bytes]:
-    """Call a handler; return HTTP status and body of its answer. Errors are raised as they are."""
+    """Call a handler with a request that the server itself makes; return (HTTP status, body).
+
+    Errors of the handler are raised. A handler that streams its answer raises an error, too.
+    """
     response = await handler(cast(web.Request, request))
     if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
         raise TypeError(f"the handler answered an inner request with {type(response).__name__}")

@@ -18,8 +18,8 @@ FIRST = ("openai", "native")  # they own paths that others are like, such as /v1
 def open_dialects(settings: Settings) -> list[Dialect]:
     """Make the dialects that the operator chose, or all installed ones if none is chosen.
 
-    A dialect is an HTTP API. The openai and native ones come first, then by name. Raises
-    ConfigError for an unknown name.
+    A dialect is an HTTP API. The dialects openai and native come first, then the others by name.
+    Raises ConfigError for an unknown name or a wrong option.
     """
     plugins = load_plugins(DIALECTS, Dialect)  # type: ignore[type-abstract]
     names = settings.dialects or tuple(sorted(plugins.loaded))
@@ -39,8 +39,8 @@ def read_options(
 ) -> dict[str, dict[str, str]]:
     """Parse options such as `rllama.path=/x` to a dict: dialect -> option -> value.
 
-    A dialect is an HTTP API; `kinds` are their classes by name. Raises ConfigError for an unknown
-    dialect or option.
+    A dialect is an HTTP API; `kinds` maps the names of the served dialects to their classes. Raises
+    ConfigError for an unknown dialect or option.
     """
     found: dict[str, dict[str, str]] = {}
     for text in texts:
@@ -68,8 +68,8 @@ def read_options(
 def make_dialect(name: str, kind: type[Dialect], options: dict[str, str]) -> Dialect:
     """Make an object of the dialect class `kind`; raise ConfigError if an option is wrong.
 
-    A dialect is an HTTP API. `options` maps the operator's options for this dialect to their text
-    values.
+    A dialect is an HTTP API; `name` is its name, which the class must have, too. `options` maps the
+    operator's options for this dialect to their text values.
     """
     if getattr(kind, "name", None) != name:
         raise ConfigError(

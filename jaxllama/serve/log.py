@@ -24,7 +24,7 @@ class LineFormatter(logging.Formatter):
         return " ".join([printable(line), *shown]) + self.trace(record)
 
     def trace(self, record: logging.LogRecord) -> str:
-        """Return the stack trace of a record after a line break, or "" if it has none."""
+        """Return a line break and the stack trace of a record, or "" if the record has none."""
         return "\n" + self.formatException(record.exc_info) if record.exc_info else ""
 
 
@@ -64,7 +64,7 @@ def printable(line: str) -> str:
 
 
 def set_up(*, as_json: bool) -> None:
-    """Send log records from INFO up to standard error, as text lines or with `as_json` as JSON."""
+    """Write log records from level INFO up to standard error, as text or (`as_json`) as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else LineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -128,9 +128,10 @@ class Metrics(Collector):
     def __init__(
         self, models: ServedModels, names: Sequence[str] = (), bandwidth: float | None = None
     ) -> None:
-        """Collect metrics of the models; with "vllm" in `names`, export vLLM's names as well.
+        """Prepare the metrics of the models.
 
-        `bandwidth` is that of the device's memory in GB/s; None: as the table of chips has it.
+        With "vllm" in `names`, metrics are also exported under vLLM's names. `bandwidth` is the
+        memory bandwidth of the device in GB/s; None: the known value of its chip, if there is one.
         """
         self._models = models
         self._bandwidth = bandwidth
@@ -142,9 +143,9 @@ class Metrics(Collector):
             registry.register(RouterMetrics(models))
 
     def tally(self, name: str) -> RequestTally:
-        """Return the observer of the model with this name.
+        """Return the object that counts the requests of the model with this name.
 
-        It is the same one when the model is unloaded and loaded again.
+        Unloading the model and loading it again does not change the object.
         """
         return self._tallies[name]
 
@@ -153,7 +154,7 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of all models for the registry."""
+        """Yield the metrics of all models; Prometheus' registry calls this method."""
         yield from self._requests()
         yield from self._figures()
         yield GaugeMetricFamily("jaxllama_tasks", "Tasks of the server's event loop", tasks())
@@ -193,7 +194,7 @@ class Metrics(Collector):
         yield from (requests, tokens, hits)
 
     def _figures(self) -> Iterator[Metric]:
-        """Yield the gauges and counters of the services."""
+        """Yield the gauges and counters that the service of each model reports."""
         figures = {each.name: self._figures_of(each) for each in self._models.all}
         kinds = ((GAUGES, GaugeMetricFamily), (COUNTERS, CounterMetricFamily))
         for table, kind in kinds:
@@ -213,7 +214,7 @@ class Metrics(Collector):
         return figures
 
     def _states(self) -> Iterator[Metric]:
-        """Yield the metrics of models' states and memory, if the server has several models."""
+        """Yield the metrics of models' states and memory, for a server with several models."""
         loaded = GaugeMetricFamily(
             "jaxllama_model_loaded", "1 while the model is loaded", labels=["model"]
         )

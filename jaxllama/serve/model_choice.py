@@ -52,11 +52,12 @@ class ChoicePeek(msgspec.Struct):
 async def read_choice(
     request: web.Request, fields: Collection[str], *, has_body: bool, any_type: bool
 ) -> ModelChoice:
-    """Return the model that a request names in one of the `fields` of its body, or in its query.
+    """Return the name of the model that a request asks for, and whether it asks for a stream.
 
-    The query counts if `fields` is empty. `has_body`: the endpoint takes a JSON body; it is read
-    here, and a handler can read it again. `any_type`: the body may have any content type. Raises
-    HttpError or InvalidParameter for a body that is no JSON object.
+    The name is in one of the `fields` of the body, or in the query if `fields` is empty.
+    `has_body`: the endpoint takes a JSON body; it is read here, and a handler can read it again.
+    `any_type`: the body may have any content type. Raises HttpError or InvalidParameter for a body
+    that is no JSON object.
     """
     peek = await peek_at_body(request, any_type=any_type) if has_body else ChoicePeek()
     if not fields:
@@ -87,10 +88,11 @@ async def serve_loaded(
 ) -> web.StreamResponse:
     """Load the model that a request names, then return the response that `act` makes.
 
-    `act` is called with the model's service. `framing` is the format of the stream that the request
-    asks for; None: it asks for no stream. If loading takes longer than the time between two pings,
-    a stream starts before the model is loaded, with comments that say what is being loaded; errors
-    are then sent as events of the stream.
+    `name` is the name in the request; None: the default model. `act` is called with the model's
+    service. `framing` is the format of the stream that the request asks for; None: no stream. If
+    loading takes longer than the time between two pings, a stream starts before the model is
+    loaded, with comments that say what is being loaded; errors are then sent as events of the
+    stream.
     """
     if framing is None or not framing.ping:
         async with models.lease(name) as model:
@@ -111,5 +113,8 @@ async def serve_loaded(
 
 
 def query_names(request: web.Request) -> tuple[str, ...]:
-    """Return the query parameters of every route: `model`, if there are several models."""
+    """Return the names of the query parameters that every route takes.
+
+    They are `model`, if the server has several models, or none.
+    """
     return () if request.app[MODELS].is_single else (QUERY,)

@@ -129,7 +129,10 @@ def outline(endpoints: Mapping[Endpoint, RouteName]) -> Json:
 
 
 def only(endpoints: Mapping[Endpoint, RouteName], operation: str) -> Mapping[Endpoint, RouteName]:
-    """Return the endpoints at the path and method of the operation named `operation`."""
+    """Return those endpoints that have the path and method of the operation named `operation`.
+
+    Two HTTP APIs can have the same path and method. Returns {} if no operation has this name.
+    """
     paths = {
         (each.path, each.method) for each, name in endpoints.items() if name.operation == operation
     }
@@ -137,15 +140,18 @@ def only(endpoints: Mapping[Endpoint, RouteName], operation: str) -> Mapping[End
 
 
 def join_summaries(one: Json, other: Json) -> str:
-    """Return the summary of a path that two dialects (HTTP APIs) have: both of their summaries."""
+    """Join the summaries of two operations, of two HTTP APIs, that have the same path.
+
+    `one` and `other` are the OpenAPI descriptions of the operations.
+    """
     return f"{one['summary']}; or, told by the body: {other['summary']}"
 
 
 def join(one: Json, other: Json, refusals: Json) -> Json:
     """Merge the descriptions of two APIs' operations that have the same path and method.
 
-    The result accepts the bodies and has the answers of both. `refusals` are the error responses,
-    by their names among the components.
+    The merged operation accepts the request bodies of both and has the responses of both.
+    `refusals` has the error responses of both, by their names in the document's components.
     """
     bodies = [each["requestBody"]["content"]["application/json"]["schema"] for each in (one, other)]
     answer = {"description": "the answer"}
@@ -174,7 +180,8 @@ def shapes_of(endpoints: Mapping[Endpoint, RouteName]) -> Iterable[Any]:
 def describe_operation(endpoint: Endpoint, name: RouteName, found: Mapping[int, Json]) -> Json:
     """Describe one route as an OpenAPI operation.
 
-    `name` has the operation's name and its dialect; `found` maps the id of a type to its schema.
+    `name` has the operation's name and its dialect. `found` maps `id(type)` of each type to its
+    schema.
     """
     content: Json = {}
     if endpoint.answer is not None:
@@ -209,9 +216,9 @@ def describe_operation(endpoint: Endpoint, name: RouteName, found: Mapping[int, 
 
 
 def content_of(shape: Any, found: Mapping[int, Json]) -> Json:
-    """Describe a body of type `shape`: JSON, or plain text for str.
+    """Describe, for OpenAPI, a body of type `shape`: JSON, or plain text for str.
 
-    `found` maps the id of a type to its schema.
+    `found` maps `id(type)` of each type to its schema.
     """
     if shape is str:
         return {"text/plain": {"schema": TEXT}}
@@ -219,14 +226,17 @@ def content_of(shape: Any, found: Mapping[int, Json]) -> Json:
 
 
 def refusal_key(name: RouteName, status: int) -> str:
-    """Return the name under which the document lists an API's error response of a status."""
+    """Return the name, in the document's components, of an API's error response with a status.
+
+    `name` says which API it is.
+    """
     return str(status) if name.error is ErrorBody else f"{name.dialect}-{status}"
 
 
 def describe_refusals(name: RouteName, found: Mapping[int, Json]) -> Json:
     """Describe the error responses of an HTTP API, by their names in the document's components.
 
-    `found` maps the id of a type to its schema.
+    `name` says which API it is. `found` maps `id(type)` of each type to its schema.
     """
     content = content_of(name.error, found)
     return {
@@ -243,7 +253,7 @@ def path_parameter(name: str) -> Json:
 def describe_parameters(endpoint: Endpoint, names: Sequence[str]) -> Json:
     """Describe an operation's parameters: the variable part of the path, and `model` in the query.
 
-    `names` are the names to choose from if the server has several models. Returns {} if the
+    `names` are the names of the models if the server has several, else empty. Returns {} if the
     operation has no parameters.
     """
     found = [path_parameter(endpoint.name)] if endpoint.name else []
@@ -266,10 +276,11 @@ def model_schema(names: Sequence[str]) -> Json:
 
 
 def complete_schema(schema: Json, endpoint: Endpoint, model: Model, *, strict: bool) -> None:
-    """Add to a body's schema what its type lacks: bounds, unsupported fields, knobs, aliases.
+    """Complete the schema of a request body: add bounds, unsupported fields, knobs and aliases.
 
-    Changes `schema` in place. `model` has the names of models and the knobs; `strict`: the server
-    refuses unknown fields.
+    Changes `schema`, the schema of the body of `endpoint`, in place. `model` has the names of the
+    model and the knobs, which are the parameters of its samplers. `strict`: the server refuses
+    unknown fields.
     """
     fields = schema["properties"]
     assert endpoint.body is not None
@@ -358,7 +369,7 @@ def schema_of_limit(limit: Limit) -> Json:
 
 
 def schema_of_knob(spec: KnobSpec) -> Json:
-    """Return the JSON schema of a sampler's knob."""
+    """Return the JSON schema of a knob: a parameter of a sampler, as a field of a request."""
     if spec.text is not None:
         return {"type": "string", "minLength": 1, "maxLength": spec.text.longest}
     one = schema_of_scalar(spec.kind, spec.low, spec.high)
@@ -388,6 +399,6 @@ def schema_of_scalar(kind: type, low: float | None, high: float | None) -> Json:
 
 
 def or_null(schema: Json, help_: str) -> Json:
-    """Extend a schema by null, which means the default, and add the description `help_`."""
+    """Return a schema that also accepts null, the default, and has the description `help_`."""
     branches = schema.get("anyOf", [schema])
     return {"anyOf": [*branches, {"type": "null"}], "description": help_, "default": None}

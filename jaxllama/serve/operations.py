@@ -101,7 +101,10 @@ async def health(request: web.Request, service: GenerationService) -> web.Respon
 
 
 async def ready(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer GET /ready: status 200 if the server takes requests, else 503; with its progress."""
+    """Answer GET /ready: status 200 if the server takes requests, else 503.
+
+    The body has the progress of loading and compiling.
+    """
     del service
     models = request.app[MODELS]
     state, services = models.state, [each.service for each in models.all]
@@ -120,7 +123,7 @@ def loading_progress(service: GenerationService) -> LoadingProgress | None:
 
 
 def compiling_progress(service: GenerationService) -> CompilingProgress | None:
-    """Return the progress of compiling while requests are served; None if nothing is left."""
+    """Return the progress of compiling programs in the background; None if no program is left."""
     pending = service.compiling
     return CompilingProgress(pending[0], len(pending)) if pending else None
 
@@ -159,7 +162,10 @@ class Operations(Dialect):
         return web.Response(body=self._metrics.text(), headers=headers)
 
     def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
-        """Return the routes; also makes the `Metrics` that observe the models' requests."""
+        """Return the routes of /health, /ready, /metrics and the like.
+
+        From this call on, metrics of the models' requests are collected.
+        """
         self._metrics = Metrics(models, self._metrics_names, self._bandwidth)
         models.observe(self._metrics.tally)
         return super().routes(models)

@@ -35,9 +35,10 @@ class Recordings:
         self._kept: OrderedDict[str, KeptRecording] = OrderedDict()
 
     def keep(self, client: str, recording: Recording) -> str:
-        """Keep a recording for a client and return its id.
+        """Keep a recording (an answer with its logits) for a client; return the recording's id.
 
-        If there is no room, drops the recordings whose last use is longest ago.
+        `client` is the client's name in the request queue. If there is no room, drops the
+        recordings whose last use is longest ago.
         """
         id_ = f"rec-{secrets.token_hex(12)}"
         self._kept[id_] = KeptRecording(client, recording, self._clock())
@@ -45,7 +46,11 @@ class Recordings:
         return id_
 
     def get(self, id_: str, client: str) -> Recording:
-        """Return a recording of this client; raise HttpError (404) if there is none by this id."""
+        """Return the recording (an answer with its logits) that has this id.
+
+        Raises HttpError (404) if there is none, or if it was not kept for `client`, the client's
+        name in the request queue.
+        """
         self._drop()
         kept = self._kept.get(id_)
         if kept is None or kept.client != client:
@@ -65,7 +70,11 @@ class Recordings:
         return sum(kept.recording.logits.nbytes for kept in self._kept.values())
 
     def _drop(self) -> None:
-        """Drop recordings that were not used for SECONDS_KEPT, and the oldest beyond the bounds."""
+        """Drop recordings that were not used for SECONDS_KEPT seconds.
+
+        Then, while a client has too many or all together take too many bytes, drop those whose last
+        use is longest ago.
+        """
         now = self._clock()
         old = [id_ for id_, kept in self._kept.items() if now - kept.used > SECONDS_KEPT]
         for id_ in old:

@@ -34,7 +34,8 @@ class RouteTable:
     def __init__(self, root_dialect: str | None = None) -> None:
         """Make an empty table.
 
-        `root_dialect` is the name of the dialect (HTTP API) that gets the path `/`; None: our page.
+        `root_dialect` is the name of the dialect (HTTP API) that gets the path `/`; None: the
+        server's own web page gets it.
         """
         self._root_dialect = root_dialect
         self._routes: dict[tuple[str, str], list[OwnedRoute]] = {}
@@ -58,8 +59,8 @@ class RouteTable:
     def routes(self) -> list[web.RouteDef]:
         """Return the routes to register with aiohttp.
 
-        Raises ConfigError if two dialects (HTTP APIs) have the same route and no field of their
-        bodies decides.
+        Raises ConfigError if two dialects (HTTP APIs) have the same route and no field of the
+        request's body tells which of them is meant.
         """
         found = []
         for (method, path), owned in self._routes.items():
@@ -73,17 +74,18 @@ class RouteTable:
     def owner(self, handler: object, path: str) -> Dialect:
         """Return the dialect (the HTTP API) that a route handler belongs to.
 
-        For a handler of no dialect it is the one with a path that shares the most leading parts
-        with `path`.
+        If `handler` belongs to none, return the dialect with a route that is most similar to
+        `path`, the request's path: the most leading parts are equal.
         """
         dialect = self._owners.get(handler)
         return dialect if dialect is not None else self._closest(path)
 
     def meant(self, handler: object, path: str, names: Collection[str]) -> Dialect:
-        """Return the dialect that a request is meant for: the one that `handler` belongs to.
+        """Return the dialect (the HTTP API) that a request is meant for.
 
-        A dialect is an HTTP API. If several have the route, the fields of the request's body, whose
-        names are `names`, decide. `path` decides if `handler` belongs to no dialect.
+        It is the dialect that the route's `handler` belongs to. If several dialects have the route,
+        the names of the fields in the request's body, `names`, decide. If `handler` belongs to no
+        dialect, the request's `path` decides.
         """
         shared = getattr(handler, "__self__", None)
         if isinstance(shared, SharedHandler):
@@ -117,15 +119,17 @@ class RouteTable:
 def has_root(dialect: Dialect, chosen: str | None) -> bool:
     """Say whether a dialect (an HTTP API) gets the path `/`.
 
-    `chosen` is the name of the dialect that the operator chose for it; None: our page gets it.
+    `chosen` is the name of the dialect that the operator chose for this path; None: the server's
+    own web page, the dialect "page", gets the path.
     """
     return dialect.name == (chosen or "page")
 
 
 def common_parts(path: list[str], route: list[str]) -> int:
-    """Count the leading parts that a path and a route share; a variable part fits any.
+    """Count the leading parts that a request's path and a route share.
 
-    Both are split at slashes; a variable part of the route begins with a brace.
+    Both are given as lists of the parts between slashes. A part of the route that begins with a
+    brace is a variable, and is the same as any part of the path.
     """
     count = 0
     for given, own in zip(path, route, strict=False):
@@ -136,9 +140,10 @@ def common_parts(path: list[str], route: list[str]) -> int:
 
 
 def share(owned: list[OwnedRoute]) -> Handler:
-    """Make one handler for a path that several HTTP APIs have: a field of the body decides.
+    """Make one handler for a path that several HTTP APIs have.
 
-    `owned` are their routes at this path. Raises ConfigError if no field tells their bodies apart.
+    `owned` are the APIs' routes at this path. The handler calls the route to which a field in the
+    request's body belongs. Raises ConfigError if no field tells the APIs' bodies apart.
     """
     marked: dict[str, OwnedRoute] = {}
     rest: list[OwnedRoute] = []
@@ -170,14 +175,19 @@ class SharedHandler:
         self._marked, self._usual = marked, usual
 
     def meant(self, names: Collection[str]) -> OwnedRoute:
-        """Return the route for a body with these field names: the one whose marking field is there.
+        """Return the route that a request is meant for, from the names of the fields in its body.
 
-        Without such a field, the usual route.
+        A field that only one of the HTTP APIs at this path has tells the route; without such a
+        field, the result is the usual route.
         """
         return next((own for mark, own in self._marked.items() if mark in names), self._usual)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Call the handler whose field is in the request's body; without one, the usual handler."""
+        """Handle a request at a path that several HTTP APIs have, as the API that is meant.
+
+        The API is told by a field of the request's body that only this API has. Without such a
+        field, the usual API handles the request.
+        """
         meant = self.meant(await peek_names(request))
         request[DIALECT] = meant.dialect
         answer: web.StreamResponse = await meant.route.handler(request)

@@ -42,8 +42,9 @@ class Server:
     ) -> None:
         """Make a server of the models; `start` makes it listen.
 
-        `socket` is a path: the server then listens there, not on the address in the settings, for a
-        gateway that passes on requests of clients (`serve/fronted.py`).
+        `dialects` are the HTTP APIs to serve. `socket` is the path of a Unix socket on which the
+        server listens, for a gateway that passes on clients' requests; None: it listens on the
+        address in `settings`.
         """
         self.models, self.settings = models, settings
         self._socket = socket
@@ -153,7 +154,7 @@ class Server:
         return ended
 
     def _what_loads(self) -> str:
-        """Return the end of the log's first line, which says which models the server has."""
+        """Return text such as ", for the models a, b", for the end of the log's first line."""
         if self.models.is_single:
             return ", loading the model"
         names = ", ".join(each.name for each in self.models.all)

@@ -31,7 +31,10 @@ class JsonSocket:
     """A WebSocket of one client; every message is a JSON object."""
 
     def __init__(self, request: web.Request) -> None:
-        """Check that the request asks for a WebSocket, and its origin; `open` accepts it."""
+        """Check that the request asks for a WebSocket and comes from an allowed origin.
+
+        Raises HttpError otherwise. `open` accepts the WebSocket.
+        """
         if not is_upgrade(request):
             raise HttpError(
                 "this route is a WebSocket; connect with a client that speaks it",

@@ -18,9 +18,10 @@ UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 def drop_unknown(fields: dict[str, Any], shape: type[msgspec.Struct]) -> list[str]:
-    """Remove fields that `shape` does not have from `fields`, at any depth; return their paths.
+    """Remove unknown fields of a request's body, in place and at any depth; return their paths.
 
-    Paths are like `messages[].id`, each listed once.
+    `fields` is the body; a field that the struct type `shape` does not have is unknown. A path is
+    like `messages[].id`; each is listed once.
     """
     dropped: dict[str, None] = {}
     drop_from_value(fields, type_of(shape), "", dropped)
@@ -28,10 +29,11 @@ def drop_unknown(fields: dict[str, Any], shape: type[msgspec.Struct]) -> list[st
 
 
 def drop_from_value(value: Any, kind: inspect.Type, path: str, dropped: dict[str, None]) -> None:
-    """Remove fields that type `kind` does not have from a value, in place, at any depth.
+    """Remove unknown fields from a JSON value, in place and at any depth.
 
-    The fields' paths are added to `dropped` as keys. `path` is the path of `value` in the request's
-    body, with a dot at its end.
+    A field that the type `kind` does not have is unknown. Adds the paths of the removed fields to
+    `dropped`, as keys. `path` is the path of `value` in the request's body, with a dot at its end;
+    "" for the whole body.
     """
     if isinstance(kind, inspect.UnionType):
         kind = pick_union_type(value, kind)
@@ -48,10 +50,11 @@ def drop_from_value(value: Any, kind: inspect.Type, path: str, dropped: dict[str
 def drop_from_object(
     value: dict[str, Any], kind: inspect.StructType, path: str, dropped: dict[str, None]
 ) -> None:
-    """Remove fields that a struct type does not have from an object, in place, at any depth.
+    """Remove unknown fields from a JSON object, in place and at any depth.
 
-    The fields' paths are added to `dropped` as keys. `path` is the path of `value` in the request's
-    body, with a dot at its end.
+    A field that the struct type `kind` does not have is unknown. Adds the paths of the removed
+    fields to `dropped`, as keys. `path` is the path of `value` in the request's body, with a dot at
+    its end; "" for the whole body.
     """
     own = {field.encode_name: field.type for field in kind.fields}
     for name in [name for name in value if name not in own and name != kind.tag_field]:
@@ -107,7 +110,7 @@ def names_in(shape: type[msgspec.Struct]) -> frozenset[str]:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Join names to a line that is safe in a header: bounded, without special characters."""
+    """Join field names to a line for an HTTP header: of limited length, no special characters."""
     shown = [UNSAFE.sub("?", name[:LONGEST_NAME]) for name in names]
     line = ", ".join(shown)
     if len(line) <= LONGEST_LIST:

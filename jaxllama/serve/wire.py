@@ -88,7 +88,10 @@ def one_body(value: Any, status: int = 200) -> web.Response:
 
 
 def error_response(form: ErrorForm, error: JaxLlamaError) -> web.Response:
-    """Make the response for an error, in the form of an HTTP API and with its `Retry-After`."""
+    """Make the response for an error; `form` gives the body and the status for one HTTP API.
+
+    The response has a header `Retry-After` if the error says when to try again.
+    """
     response = one_body(form.error_body(error), form.error_status(error))
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
@@ -103,10 +106,10 @@ class ResponseStream:
     """
 
     def __init__(self, request: web.Request, framing: Framing = SSE) -> None:
-        """Make a stream for the client of `request`.
+        """Make a stream of chunks in response to `request`.
 
-        If the response has begun already, such as while a model was loading, the stream continues
-        it.
+        `framing` encodes the chunks as bytes. If the response to this request has begun already,
+        such as while a model was loading, the stream continues that response.
         """
         begun = request.get(BEGUN)
         headers = {"Content-Type": framing.content_type} | HEADERS
@@ -124,7 +127,7 @@ class ResponseStream:
         self._pinging: asyncio.Task[None] | None = None
 
     async def send(self, value: Any) -> None:
-        """Send one chunk; waits while the client reads slowly."""
+        """Send one chunk; wait while the client reads slowly."""
         await self._write(self._framing.join([value]))
 
     async def send_all(self, values: Iterable[Any]) -> None:

@@ -153,9 +153,9 @@ class GenerationService:
         await self._wait_until_idle(GOODBYE_SECONDS)
 
     async def close(self, seconds: float | None = None) -> bool:
-        """Fail open requests and stop all threads; False if the engine did not end in `seconds`.
+        """Fail open requests and stop all threads; return False if the engine did not end in time.
 
-        None: wait for the engine as long as it takes.
+        `seconds` is the longest wait for the engine; None: as long as it takes.
         """
         self.is_draining = True
         for task in self._tasks:
@@ -233,7 +233,7 @@ class GenerationService:
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of the weights that each decode step reads; 0 while there is no model."""
+        """Bytes of the weights that each decode step reads; 0 while there is no model."""
         return self._weight_bytes
 
     def adapter_requests(self) -> dict[str, int]:
@@ -243,7 +243,10 @@ class GenerationService:
 
     @property
     def compiling(self) -> tuple[str, ...]:
-        """List the programs still to be compiled in the background, the present one first."""
+        """Names of the engine's XLA programs that a background thread still has to compile.
+
+        The program that is being compiled now comes first.
+        """
         return () if self._model is None else self._model.engine.programs.pending
 
     def slots(self) -> list[SlotState]:
@@ -254,9 +257,9 @@ class GenerationService:
 
     @asynccontextmanager
     async def open(self, ask: Ask, caller: Caller) -> AsyncIterator[Answers]:
-        """Queue the requests of `ask` and yield the stream of their events.
+        """Queue the requests of `ask` (prompts with settings); yield the stream of their events.
 
-        Unfinished requests are cancelled on exit. Raises QueueFull if there is no room.
+        Unfinished requests are cancelled on exit. Raises QueueFull if the queue has no room.
         """
         async with self._opened(caller) as answers:
             self._check_state()
@@ -267,10 +270,11 @@ class GenerationService:
 
     @asynccontextmanager
     async def open_many(self, asks: Sequence[Ask], caller: Caller) -> AsyncIterator[Answers]:
-        """Queue many tasks of one client and yield one stream of their events.
+        """Queue many tasks (prompts with settings) of one client; yield one stream of their events.
 
-        At most twice as many requests as there are slots are queued or running at a time, so the
-        number of tasks is not bounded by the queue. Answers are numbered in the order of the tasks.
+        The tasks are queued little by little: a new one once fewer than two answers per slot are
+        queued or running. So their number is not bounded by the queue. Answers are numbered in the
+        order of the tasks.
         Unfinished requests are cancelled on exit.
         """
         async with self._opened(caller) as answers:
@@ -290,7 +294,7 @@ class GenerationService:
     async def open_rounds(self, caller: Caller) -> AsyncIterator[Rounds]:
         """Yield a `Rounds`: its method `ask` queues a list of requests and waits for their events.
 
-        It can be called several times, for a search whose next requests depend on earlier answers.
+        `ask` can be called repeatedly, for a search whose next requests depend on earlier answers.
         All rounds are logged as one request. Unfinished requests are cancelled on exit.
         """
         async with self._opened(caller) as answers:
@@ -307,9 +311,9 @@ class GenerationService:
 
     @asynccontextmanager
     async def _opened(self, caller: Caller) -> AsyncIterator[Answers]:
-        """Register a request and yield its stream of events, empty at first; then log the request.
+        """Register a request of `caller` and yield the stream of its events, empty at first.
 
-        Answers that have not ended are cancelled.
+        On exit, cancels the answers that have not ended and logs the request.
         """
         answers = Answers(caller, self.bounds, self._dispatch.drop, self._waited)
         seconds = self.bounds.request_seconds
@@ -423,9 +427,10 @@ class GenerationService:
                 raise NotReady("the model is still loading; try again in a few seconds")
 
     async def _prepare(self, answers: Answers, ask: Ask) -> list[PreparedRequest]:
-        """Check and tokenize `ask` in a thread; return one request for each answer.
+        """Check and tokenize the prompts of `ask` in a thread; return one request for each answer.
 
-        Raises QueueFull, before any work is done, if the queue has no room for all of them.
+        `answers` is the stream that gets the requests' events later. Raises QueueFull, before any
+        work is done, if the queue has no room for all requests.
         """
         self._check_state(answers.caller)
         count = count_choices(ask)
@@ -450,10 +455,11 @@ class GenerationService:
     def _admit(
         self, answers: Answers, ready: Sequence[tuple[GenerationRequest, TextTail | None]]
     ) -> None:
-        """Put requests for new answers of `answers` into the queue; raise QueueFull if not all fit.
+        """Put prepared requests into the queue; their events go to the stream `answers`.
 
-        `ready` pairs each request with the `TextTail` that decodes its tokens, or with None. Raises
-        InvalidParameter if they may take more tokens than one request is allowed.
+        `ready` pairs each request with the decoder of its answer's text; None: no text is wanted.
+        Raises QueueFull if the queue has no room for all, InvalidParameter if all together may take
+        more tokens than one request of a client is allowed.
         """
         check_cost(ready, self.bounds.request_tokens)
         choices = [
@@ -494,7 +500,11 @@ class GenerationService:
         await until_room(queue)
 
     def _settle(self, answers: Answers) -> None:
-        """Log and count a request once its handler has left it and all its answers have ended."""
+        """Log a request of a client and report it to the observer, if it is over.
+
+        It is over once its handler has ended and all answers in the stream `answers` have ended;
+        before, does nothing.
+        """
         if answers.reason is None or not all(choice.is_over for choice in answers.choices):
             return
         outcome = outcome_of(answers)
@@ -537,9 +547,9 @@ class GenerationService:
         self.failed.set()
 
     async def _watch(self) -> None:
-        """Check the engine thread at intervals: if it died, the service has failed.
+        """Check the engine thread at intervals; mark the service as failed if the thread died.
 
-        If it stalls, open requests end with EngineStopped.
+        If the thread stalls, open requests end with EngineStopped.
         """
         while not self.failed.is_set():
             await asyncio.sleep(SECONDS_PER_CHECK)

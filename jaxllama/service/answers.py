@@ -50,7 +50,7 @@ class AnswerChoice:
 
     @property
     def size(self) -> int:
-        """Number of prompt tokens, also of a negative prompt."""
+        """Number of prompt tokens, those of a negative prompt (for guidance) included."""
         return sum(map(len, self.request.prompts))
 
 
@@ -94,7 +94,7 @@ class Answers:
 
     @property
     def requests(self) -> list[GenerationRequest]:
-        """Requests to the engine, by index of the answer: prompt tokens, seed, token budget."""
+        """Engine requests of the answers, in their order: prompt tokens, seed, token budget."""
         return [choice.request for choice in self.choices]
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
@@ -105,8 +105,9 @@ class Answers:
     async def next_events(self) -> list[tuple[int, Event]]:
         """Wait for at least one event and return all that arrived; [] once all answers have ended.
 
-        One engine call yields several tokens of an answer, which can be sent together. Raises the
-        request's error after the events that came before it.
+        Each event is paired with the index of its answer: (index, event). One engine call yields
+        several tokens of an answer, which can be sent together. If the request fails, the error is
+        raised after the last events were returned.
         """
         while not self._inbox:
             if self.error is not None:
@@ -162,10 +163,10 @@ class Answers:
         return work.result()
 
     def receive(self, choice: AnswerChoice, update: Emitted) -> None:
-        """Take new events of an answer, or the error that ended it (`update`), from the engine.
+        """Pass on what the engine reports about the answer `choice`.
 
-        `choice` is the answer. Its events go to the client's stream; an error fails the whole
-        request.
+        `update` is the list of new events, which go to the client's stream, or the error that ended
+        the answer. An error fails the whole request.
         """
         if isinstance(update, JaxLlamaError):
             self._end(choice)

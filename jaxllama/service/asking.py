@@ -41,7 +41,10 @@ class Ask:
 
 
 def count_choices(ask: Ask) -> int:
-    """Return the number of answers; raises InvalidParameter if a count exceeds its limit."""
+    """Return the number of answers that `ask` wants: `n` for each prompt or for its conversation.
+
+    Raises InvalidParameter if a count exceeds its limit.
+    """
     if bool(ask.prompts) == (ask.messages is not None):
         raise InvalidParameter("expected either prompts or messages", "messages")
     check("n", ask.n)
@@ -85,7 +88,8 @@ def estimate_characters(value: object) -> int:
 def has_to_compile(intake: Intake, ask: Ask) -> bool:
     """Say whether the request has a constraint (schema, grammar) that takes time to compile.
 
-    A constraint takes time if it is long or not compiled yet.
+    A constraint takes time if it is long or if `intake`, which checks and tokenizes requests, has
+    not compiled it yet.
     """
     fields = {name: ask.knobs[name] for name in FIELDS if ask.knobs.get(name)}
     if not fields:
@@ -95,9 +99,10 @@ def has_to_compile(intake: Intake, ask: Ask) -> bool:
 
 
 def prepare_requests(intake: Intake, ask: Ask) -> list[PreparedRequest]:
-    """Make the checked requests, `n` for each prompt, each with a seed of its own.
+    """Check and tokenize the prompts or the conversation of `ask`; return `n` requests for each.
 
-    Errors name the fields as the client does.
+    Each request to the engine has a seed of its own and is paired with the decoder of its answer's
+    text. Errors name the fields as the client does.
     """
     try:
         if ask.messages is not None:

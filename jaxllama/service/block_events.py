@@ -69,7 +69,9 @@ class BlockPublisher:
     """Publishes the block events of an engine to ZeroMQ subscribers until `close` is called."""
 
     def __init__(self, endpoint: str, *, topic: str = "", replay: str | None = None) -> None:
-        """Open the sockets; raise ConfigError if that fails or pyzmq is missing.
+        """Open the ZeroMQ sockets that publish which KV cache blocks an engine has.
+
+        Raises ConfigError if that fails or pyzmq is missing.
 
         `endpoint` is the address to publish at. As in vLLM, the socket is bound to it if it has a *
         or ::, or is no TCP address; otherwise the socket connects to it. `topic` is the first frame
@@ -98,7 +100,7 @@ class BlockPublisher:
         self._thread.start()
 
     def follow(self, engine: Engine) -> None:
-        """Publish the blocks that an engine has cached now, and from now on every change."""
+        """Publish the KV cache blocks that `engine` has now, and from now on every change."""
 
         def name_of(adapter: int) -> str | None:
             return None if engine.adapters is None else engine.adapters.name_of(adapter)
@@ -122,7 +124,7 @@ class BlockPublisher:
         return socket
 
     def _send(self, batch: bytes) -> None:
-        """Queue an encoded batch for the thread, without waiting.
+        """Queue an encoded batch for the publishing thread, without waiting.
 
         An empty batch ends the thread.
         """
@@ -195,7 +197,7 @@ def is_bound(endpoint: str) -> bool:
 
 
 def sequence(number: int) -> bytes:
-    """Return the number of a batch as the bytes of a message frame."""
+    """Return the number of a batch as 8 bytes, big-endian, for a frame of a message."""
     return number.to_bytes(SEQUENCE_BYTES, "big")
 
 

@@ -94,9 +94,10 @@ class Dispatch:
         return len(self.queue) + self.queue.running
 
     def _receive(self, choice: AnswerChoice, update: Emitted) -> None:
-        """Pass events of the engine on to their answer; if it has ended, call `ended`.
+        """Pass on what the engine reports about the answer `choice` to the client's stream.
 
-        `choice` is the answer, `update` its new events or its error. Runs on the event loop.
+        `update` is the answer's new events or its error. If the answer has ended, also calls the
+        function `ended` that the constructor got. Runs on the event loop.
         """
         choice.answers.receive(choice, update)
         if choice.is_over:

@@ -37,7 +37,7 @@ class Work(Protocol):
 
     @property
     def is_probe(self) -> bool:
-        """Whether the work is a probe, which reads given tokens instead of generating."""
+        """Whether the work is a probe, which computes logits, say, and generates no tokens."""
 
 
 T = TypeVar("T", bound=Work)
@@ -64,9 +64,10 @@ class Account(Generic[T]):
         return len(self.requests) + len(self.probes)
 
     def line(self, work: T) -> OrderedDict[T, int]:
-        """Return the client's waiting work of the same kind as `work`, with arrival numbers.
+        """Return the client's waiting work of the same kind as `work`, as a dict in waiting order.
 
-        The kinds are requests that generate, and probes, which only read given tokens.
+        Its values are arrival numbers. The kinds are requests, which generate tokens, and probes,
+        which generate none.
         """
         return self.probes if work.is_probe else self.requests
 
@@ -113,8 +114,9 @@ class FairQueue(Generic[T]):
     def check(self, client: str, items: int, tokens: int = 0) -> None:
         """Raise QueueFull unless the client may add `items` requests with `tokens` prompt tokens.
 
-        Together with the client's waiting requests they must fit into the room that is free now. A
-        client without waiting requests may add any number as long as there is any room.
+        The new requests and the client's waiting ones together may be at most as many as the queue
+        has free places; likewise for their tokens. A client without waiting requests may add any
+        number as long as there is any room.
         """
         with self._lock:
             account = self._accounts.get(client)
@@ -160,7 +162,7 @@ class FairQueue(Generic[T]):
             return True
 
     def clients(self) -> list[ClientLoad]:
-        """Return what each client has waiting and running."""
+        """Return the numbers of waiting and running requests, slots and tokens of each client."""
         with self._lock:
             return [
                 ClientLoad(name, one.waiting, one.running, one.held, one.tokens)
@@ -172,8 +174,8 @@ class FairQueue(Generic[T]):
     def pop(self, free: int) -> T | None:
         """Remove and return the next request or probe that fits into `free` slots; None if none.
 
-        A probe reads known tokens and generates none. The caller has to call `ended` when it has
-        ended.
+        A probe reads known tokens and generates none. The caller has to call `ended` when the
+        request or probe has ended.
         """
         with self._lock:
             work = self._next(free)
@@ -245,10 +247,11 @@ class FairQueue(Generic[T]):
         return None
 
     def _candidates(self) -> Iterator[tuple[Account[T], T]]:
-        """Yield (account, work) for the first request and first probe of each client.
+        """Yield (account, work) for the oldest request of each client, and for its oldest probe.
 
-        The client with the fewest computed tokens comes first, then the one with the fewest slots,
-        then by arrival.
+        `account` is the client's record. A probe generates no tokens; it is left out while its
+        client runs one or too many run. The client with the fewest computed tokens comes first;
+        among equals, the one that holds the fewest slots, then the oldest work.
         """
         may_probe = self._running_probes < self.shares.probes
         found = []

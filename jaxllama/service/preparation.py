@@ -99,9 +99,9 @@ class Lane:
     def _check(self, client: str, size: int) -> None:
         """Raise QueueFull if the client may not add a work item of `size` characters.
 
-        The lane limits the number of waiting items and their characters. A client without waiting
-        items may add one if any room is left. A client with waiting items may not use more than the
-        lane still has free, in items or in characters, the new item included.
+        The lane (a queue for threads) has room for a number of waiting items and a number of
+        characters. The client's waiting items and the new one together may take at most as much of
+        both as is free. A client without waiting items may add one if any room is left.
         """
         line = self._lines.get(client)
         mine, characters = (len(line.waiting), line.size) if line else (0, 0)
@@ -153,7 +153,7 @@ class Lane:
         """Set the result of an item that a thread has run, and start the next items.
 
         `work` is the thread's future with the result, the error and the seconds of `item`; the
-        seconds are added to the client's.
+        seconds are added to the time that the client has used.
         """
         self._running -= 1
         line = self._lines[item.client]

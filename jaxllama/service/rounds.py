@@ -23,8 +23,8 @@ class Rounds:
     async def ask(self, requests: Sequence[GenerationRequest]) -> list[list[Event]]:
         """Queue requests, wait until all have ended, and return the events of each.
 
-        Raises the error that ended one of them. If the queue is full, the first call raises
-        QueueFull, and later calls wait.
+        Raises the error that ended one of them. If the queue is full, the first call on this object
+        raises QueueFull; every later call waits for room instead.
         """
         first = len(self._answers.choices)
         self._answers.expect(len(requests))

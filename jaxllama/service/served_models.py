@@ -121,9 +121,9 @@ class ServedModel:
 
     @property
     def is_present(self) -> bool:
-        """Say whether `service.model` may be read: the model is loaded, or the only one.
+        """Say whether `service.model` may be read: the model is loaded, or the server's only one.
 
-        The service of an only model raises NotReady itself while the model loads.
+        While the only model of a server loads, reading `service.model` raises NotReady.
         """
         return self.is_loaded or self.is_single
 
@@ -244,7 +244,7 @@ class ServedModels:
         return max((each.engine.config.slots for each in loaded), default=EngineConfig.slots)
 
     def observe(self, make: Callable[[str], Observer]) -> None:
-        """Call `make` with each model's name to get the observer of that model's requests."""
+        """Give each model an observer of its requests: what `make` returns for the model's name."""
         self._observe = make
         for each in self.all:
             each.service.observer = make(each.name)
@@ -263,8 +263,8 @@ class ServedModels:
     def find(self, name: str | None) -> ServedModel:
         """Return the model that a request names; None stands for the default model.
 
-        Raises UnknownModel, which lists the names. A single model answers to every name: the HTTP
-        API checks the name when the model is loaded.
+        Raises UnknownModel, which lists the names. A server of a single model returns that model
+        for every name; the HTTP API checks the name once the model is loaded.
         """
         if name is None or self.is_single:
             return self.default
@@ -281,8 +281,8 @@ class ServedModels:
     def loaded(self, name: str | None) -> ServedModel:
         """Return the model that a request names; raise NotReady if it is not loaded.
 
-        A server of a single model returns that model, loaded or not. Raises UnknownModel if no
-        model has the name.
+        `name` None: the default model. A server of a single model returns that model, loaded or
+        not. Raises UnknownModel if no model has the name.
         """
         found = self.find(name)
         if not self.is_single and not found.is_loaded:
@@ -292,7 +292,10 @@ class ServedModels:
         return found
 
     def cancel(self, id_: str, client: str) -> bool:
-        """Cancel a request by its id; False if this client has no open request with that id."""
+        """Cancel a request by its id; False if this client has no open request with that id.
+
+        `client` is the client's name for the fair queue, made from its API key or its address.
+        """
         return any(each.service.cancel(id_, client) for each in self.all)
 
     # Using models.
@@ -301,9 +304,9 @@ class ServedModels:
     async def lease(self, name: str | None) -> AsyncIterator[ServedModel]:
         """Keep the model that a request names loaded during a `with` block; load it if needed.
 
-        If the request is cancelled, the load continues for other requests that wait for it. Raises
-        UnknownModel, ModelFailed if the model cannot be loaded, and NotReady if there is no memory
-        for it now or the load takes too long.
+        Yields the model; `name` None: the default one. If the request is cancelled, the load
+        continues for other requests that wait for it. Raises UnknownModel, ModelFailed if the model
+        cannot be loaded, and NotReady if there is no memory for it now or the load takes too long.
         """
         model = self.find(name)
         if self.is_single:
@@ -322,7 +325,8 @@ class ServedModels:
     async def load(self, name: str, *, waits: bool = True) -> ServedModel:
         """Load a model and return it; with `waits` False return at once, while it loads.
 
-        Raises UnknownModel, ModelFailed or NotReady, as `lease` does.
+        Raises UnknownModel. A call that waits raises ModelFailed if the model cannot be loaded, and
+        NotReady if there is no memory for it now or the load takes too long.
         """
         self._need_several()
         if waits:
@@ -392,9 +396,10 @@ class ServedModels:
         state: ModelState,
         work: Coroutine[Any, Any, JaxLlamaError | None],
     ) -> asyncio.Task[JaxLlamaError | None]:
-        """Set the model's state and start the task `work`, which loads or unloads it.
+        """Set the model's state; start and return the task `work`, which loads or unloads it.
 
-        No other such task starts before this one has ended.
+        No other such task of the model may be running. The task's result is the error of a load
+        that failed, else None.
         """
         model.state = state
 

@@ -59,7 +59,7 @@ def settings_of(specs: Mapping[str, KnobSpec]) -> Iterator[Setting]:
 
 
 def values_of(spec: KnobSpec) -> list[object]:
-    """Return three values that a knob accepts: low, middle and high, or its examples.
+    """Return three values that a knob accepts: low, middle and high, or example texts.
 
     A knob is a parameter of a sampler, declared by `spec`.
     """
@@ -82,9 +82,10 @@ def numbers_of(spec: KnobSpec) -> tuple[float | int | bool, ...]:
 
 
 def value_of(spec: KnobSpec, number: float | int | bool) -> object:
-    """Return `number` in the form that a knob accepts: plain, in a list, or by token id.
+    """Return a value for a knob, made from `number`: the number, a list with it, or a dict.
 
-    A knob is a parameter of a sampler, declared by `spec`.
+    A knob is a parameter of a sampler; its declaration `spec` says which of these it accepts. The
+    keys of the dict are token ids.
     """
     if spec.by_token:
         return {0: number, "7": number, VOCAB - 1: spec.off}

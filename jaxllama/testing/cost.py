@@ -61,8 +61,8 @@ def cost_of(
     """Measure the processor time that a sampler adds to a row of a decode step.
 
     `name` and `kind` are the sampler's name and class, `vocab` the number of tokens, `company`
-    other samplers by name. The sampler is measured alone, and beside the filters among `company`;
-    all knobs are in the middle of their bounds.
+    other samplers by name. The sampler is measured alone, and together with the samplers of
+    `company` that are filters. Every knob (parameter) is in the middle of its bounds.
     """
     others = {key: each for key, each in company.items() if issubclass(each, Filter)}
     others.pop(name, None)
@@ -94,7 +94,7 @@ def cost_of(
 
 
 def middle(samplers: Mapping[str, type[Sampler]]) -> Setting:
-    """Return knob values: every knob of these samplers in the middle of its bounds."""
+    """Return values for the knobs (parameters) of these samplers: the middle of their bounds."""
     return list(settings_of(catalogue(samplers)))[1]
 
 
@@ -118,10 +118,10 @@ def full_rows(rng: np.random.Generator, vocab: int) -> Rows:
 
 
 def choose_again(bank: SamplerBank, leaves: Any, logits: Any, rows: Rows, count: Any) -> Any:
-    """Choose a token for every row `count` times in one loop; each time rows are a token longer.
+    """Choose a token for every row, `count` times in one compiled loop.
 
-    `bank` has the samplers; `leaves` are their knob and state arrays, `logits` those of every row,
-    the same each time. Returns the new arrays and the last choice.
+    `bank` has the samplers, `leaves` their parameters and state as arrays. Every turn of the loop
+    uses the same `logits`, and rows that are one token longer. Returns (new leaves, last tokens).
     """
     chooser = TokenChooser(bank)
 

@@ -61,7 +61,7 @@ class PlainTurns(PromptFormat):
 
 
 def check_dialect(kind: type[Dialect]) -> None:
-    """Raise AssertionError unless `kind` keeps the contract of `Dialect`."""
+    """Raise AssertionError unless the HTTP API `kind` keeps the contract of its base class."""
     name = getattr(kind, "name", None)
     require(isinstance(name, str) and bool(name), kind, "has no name; set `name = ...`")
     require(bool((kind.__doc__ or "").strip()), kind, "has no docstring; say which API it is")
@@ -86,7 +86,10 @@ def check_dialect(kind: type[Dialect]) -> None:
 
 
 def check_error(dialect: Dialect, error: JaxLlamaError) -> None:
-    """Check that the dialect gives `error` a body that can be sent and an error status."""
+    """Check that the dialect (an HTTP API) answers `error` with a valid body and an error status.
+
+    Raises AssertionError if not.
+    """
     kind, what = type(dialect), type(error).__name__
     body = dialect.error_body(error)
     try:

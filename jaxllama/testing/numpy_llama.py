@@ -222,7 +222,7 @@ def yarn_frequencies(rope: Rope, base: Float[np.ndarray, " pairs"]) -> Float[np.
     pairs = len(base)
 
     def index_turning(turns: float) -> float:
-        """Return the fractional index of the pair that turns `turns` times in the context."""
+        """Return the fractional index of the rotary pair with `turns` turns over the context."""
         wavelength = rope.original_context / turns
         return pairs * math.log(wavelength / (2 * math.pi)) / math.log(rope.theta)
 

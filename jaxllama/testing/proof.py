@@ -146,7 +146,7 @@ class Proof:
 
     @functools.cached_property
     def leaves_off(self) -> Any:
-        """The knob and state arrays for as many rows with all knobs off, stacked."""
+        """Stacked knob and state arrays with all knobs off, for as many rows as test rows."""
         return stacked([self.bank.row({})] * len(self.cases))
 
     @functools.cached_property

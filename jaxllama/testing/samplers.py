@@ -32,7 +32,10 @@ UNLIKELY = 4.75  # standard deviations that a correct sampler exceeds once in a 
 
 
 def check_declared(proof: Proof) -> None:
-    """Every field is a knob with help, or state; at least one knob turns the sampler on."""
+    """Check that the sampler has only valid knobs, each with help, and state fields.
+
+    At least one knob must turn it on.
+    """
     for name, spec in proof.specs.items():
         if not spec.help:
             where, hint = line_of(proof.kind), f'write knob(..., help="what {name} does")'
@@ -41,12 +44,12 @@ def check_declared(proof: Proof) -> None:
 
 
 def check_compiled(proof: Proof) -> None:
-    """The sampler can be traced, and returns the shape and type that its base class requires."""
+    """Check that the sampler can be traced and returns its base class's shape and type."""
     _ = proof.bank
 
 
 def check_host(proof: Proof) -> None:
-    """The sampler never calls back to the host."""
+    """Check that the sampler never calls back to the host."""
     row, case = proof.begin({}), proof.cases[0]
     # New function objects: JAX 0.10 mistakes two dataclasses with equal fields for each other when
     # it looks up earlier traces.
@@ -60,7 +63,7 @@ def check_host(proof: Proof) -> None:
 
 
 def check_numbers(proof: Proof) -> None:
-    """Changing the values of knobs never recompiles: all settings fit the same program."""
+    """Check that the sampler is not recompiled if only the values of its knobs change."""
     _ = proof.started
     proof.step(proof.leaves_off, proof.rows)
     proof.step(proof.batch_step[0], proof.rows)
@@ -69,7 +72,7 @@ def check_numbers(proof: Proof) -> None:
 
 
 def check_finite(proof: Proof) -> None:
-    """The sampler makes no NaN and no +inf, and its state stays finite."""
+    """Check that the sampler makes no NaN and no +inf, and its state stays finite."""
     for case, moved in moved_logits(proof):
         if np.isnan(moved).any() or np.isposinf(moved).any():
             raise Broken(proof.kind, "finite", f"NaN or +inf with {case.setting}")
@@ -84,7 +87,7 @@ def check_finite(proof: Proof) -> None:
 
 
 def check_nonempty(proof: Proof) -> None:
-    """At least one token is left to choose."""
+    """Check that the sampler leaves at least one token to choose."""
     for case, moved in moved_logits(proof):
         if np.isneginf(moved).all():
             raise Broken(proof.kind, "nonempty", f"every token is banned with {case.setting}")
@@ -94,7 +97,7 @@ def check_nonempty(proof: Proof) -> None:
 
 
 def check_jit(proof: Proof) -> None:
-    """Compiled over a batch, the sampler returns the same as row by row without compiling."""
+    """Check that compiling the sampler over a batch changes results by rounding only."""
     together = np.asarray(proof.mapped(stacked(proof.started), proof.logits, proof.rows))
     for case, one, compiled in zip(proof.cases, proof.eager, together, strict=True):
         if not close(one, compiled):
@@ -102,7 +105,7 @@ def check_jit(proof: Proof) -> None:
 
 
 def check_scan(proof: Proof) -> None:
-    """The state that observe() carries from token to token is the same in a compiled loop."""
+    """Check that observe() of the sampler makes the same state in a compiled loop."""
 
     def step(sampler: Sampler, share: Any) -> tuple[Sampler, None]:
         return sampler.observe(chosen_with(share)), None
@@ -121,7 +124,7 @@ def check_scan(proof: Proof) -> None:
 
 
 def check_held(proof: Proof) -> None:
-    """A sampler with `held_only` returns the same if it gets only the tokens in the row."""
+    """Check that the sampler needs only the tokens in the row, if it has `held_only`."""
     if not (issubclass(proof.kind, Adjuster) and proof.kind.held_only):
         return
     bank, name = proof.bank, proof.kind.__name__
@@ -138,7 +141,7 @@ def check_held(proof: Proof) -> None:
 
 
 def check_greedy(proof: Proof) -> None:
-    """A sampler with `keeps_greedy` leaves the likeliest token the likeliest."""
+    """Check that the sampler keeps the likeliest token on top, if it has `keeps_greedy`."""
     if not proof.kind.keeps_greedy:
         return
     for i in proof.active_cases:
@@ -152,7 +155,10 @@ def check_greedy(proof: Proof) -> None:
 
 
 def check_beams(proof: Proof) -> None:
-    """A sampler with `suits_beams` has no state, and ignores chance and where the prompt ends."""
+    """Check that the sampler has no state and ignores chance, if it has `suits_beams`.
+
+    It must also ignore where the prompt ends.
+    """
     kind = proof.kind
     if not kind.suits_beams:
         return
@@ -167,13 +173,13 @@ def check_beams(proof: Proof) -> None:
 
 
 def check_off(proof: Proof) -> None:
-    """A row with the sampler's knobs off is the same as without the sampler installed."""
+    """Check that the sampler changes nothing in rows whose knobs are off."""
     if not same(proof.step(proof.leaves_off, proof.rows)[1], plain_choice()):
         raise Broken(proof.kind, "off", "it changes rows in which its knobs are off")
 
 
 def check_alone(proof: Proof) -> None:
-    """The result of a row does not depend on the other rows."""
+    """Check that the result of the sampler for a row does not depend on other rows."""
     for place, case in enumerate(proof.cases):
         only = proof.rows._replace(active=np.arange(len(proof.cases)) == place)
         if not same(at(proof.step(proof.leaves, only), place), at(proof.batch_step, place)):
@@ -181,7 +187,7 @@ def check_alone(proof: Proof) -> None:
 
 
 def check_history(proof: Proof) -> None:
-    """Tokens stored past the row's `length`, such as withdrawn ones, change nothing."""
+    """Check that tokens stored past a row's `length` change nothing for the sampler."""
     rows: Any = proof.rows
     past = np.arange(rows.tokens.shape[1]) >= rows.length[:, None]
     tokens = np.where(past, (rows.tokens + 1) % VOCAB, rows.tokens)
@@ -193,7 +199,7 @@ def check_history(proof: Proof) -> None:
 
 
 def check_distribution(proof: Proof) -> None:
-    """Tokens are drawn as often as the sampler's result for the row says (chi-square)."""
+    """Check that tokens are drawn as often as the sampler says (chi-square)."""
     settings = list(settings_of(proof.specs))
     for setting in (settings[1], settings[-1]):
         expected, drawn = tally(proof, setting)

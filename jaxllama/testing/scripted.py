@@ -208,7 +208,7 @@ class ScriptedPrograms(Programs):
     def restore(self, state: Any, columns: Columns, slot: Any, start: Any) -> Any:
         """Replace the KEY_BLOCK tokens of a slot's cache from position `start` on by saved ones.
 
-        `columns` comes from `save`.
+        `columns` is what `save` has returned.
         """
         state.cached[slot, start : start + KEY_BLOCK] = np.asarray(columns.numbers)[0, 0, :, 0]
         return state
@@ -219,8 +219,8 @@ class ScriptedPrograms(Programs):
         """Return the state, and the log-probability of each target token given the tokens before.
 
         `pairs` holds token ids, and for each the target that follows it; the ids are put into the
-        slot's cache from position `start` on. `last` is the index of the last id that counts;
-        `adapter` is ignored.
+        slot's cache from position `start` on. `last` is the index of the last id that is not
+        padding; `adapter` is ignored.
         """
         del adapter
         ids, targets = pairs
@@ -256,7 +256,7 @@ class ScriptedPrograms(Programs):
 
         The hidden state of token t at position p is p + 1 on axis t (modulo the width), and 0 on
         all others. `start` is the position of the first token, `last` the index of the last one
-        that counts.
+        that is not padding.
         """
         state.cached[slot, start : start + last + 1] = ids[: last + 1]
         rows = np.zeros((int(last) + 1, TINY.width), np.float32)
@@ -312,7 +312,7 @@ def nearest_allowed(words: np.ndarray, said: int) -> int:
 def logprobs_around(answer: Sequence[Said]) -> np.ndarray:
     """Return log-probabilities of the whole vocabulary when the script continues with `answer`.
 
-    Its first token is the likeliest, or an end token if it is empty.
+    The first token of `answer` is the likeliest, or an end token if `answer` is empty.
     """
     token = answer[0] if answer else END_ID
     assert isinstance(token, int), "a script cannot fail where its logits are only read"

@@ -59,10 +59,10 @@ def check_text(ours: Tokenizer, text: str) -> None:
 
 
 def check_others(reader: type[TokenizerReader], path: Path, folder: Path) -> None:
-    """Check that other files are not recognised, and that truncated copies are refused cleanly.
+    """Check that `reader` does not recognise other files, and refuses damaged tokenizers cleanly.
 
-    `path` is the tokenizer. A truncated copy may be read or raise CheckpointError, but no other
-    error. `folder` is an empty folder for the files.
+    Writes other files, and truncated copies of the tokenizer `path`, into the empty folder
+    `folder`. A copy may be read or raise CheckpointError, but no other error.
     """
     (folder / "note.txt").write_text("no tokenizer\n")
     (folder / "nothing").mkdir()

@@ -50,18 +50,20 @@ class Tryout:
     def choose(
         self, logits: Any, knobs: Sequence[KnobValues] | KnobValues = (), **fields: Any
     ) -> ChosenTokens:
-        """Draw a token for each row of `logits`, and return what was drawn.
+        """Draw a token for each row of `logits`; return the tokens and their log-probabilities.
 
-        `knobs` are those of all rows, or a list with the knobs of each row. `fields` are fields of
-        `Rows`, one value for all rows or one for each.
+        `knobs` are the samplers' parameters: one mapping for all rows, or a list with one for each
+        row. `fields` set fields of `Rows`, such as `temperature`: one value for all rows, or a list
+        with one for each row.
         """
         return self.step(self.fill(knobs), logits, **fields)[1]
 
     def step(self, filled: Any, logits: Any, **fields: Any) -> tuple[Any, ChosenTokens]:
-        """Draw a token for each row; return the samplers' new arrays and what was drawn.
+        """Draw a token for each row of `logits`; return the new sampler arrays and the tokens.
 
-        `filled` has the samplers' knob and state arrays, from `fill` or from an earlier step.
-        `fields` are fields of `Rows`, one value for all rows or one for each.
+        `filled` has the arrays of the samplers' knobs (parameters) and state, from `fill` or from
+        an earlier step. `fields` set fields of `Rows`, such as `temperature`: one value for all
+        rows, or a list with one for each row.
         """
         logits = np.atleast_2d(np.asarray(logits, np.float32))
         count = len(logits)
@@ -71,9 +73,10 @@ class Tryout:
         return filled, jax.tree.map(lambda leaf: leaf[:count], choice)
 
     def fill(self, knobs: Sequence[KnobValues] | KnobValues) -> Any:
-        """Return the samplers' knob and state arrays, one row for each slot.
+        """Check the samplers' knobs (parameters); return arrays of knobs and sampler state.
 
-        `knobs` are those of all rows, or a list with the knobs of each row; they are checked first.
+        `knobs` is one mapping for all rows, or a list with one for each row. The arrays have one
+        row for each slot.
         """
         each = [knobs] * self.slots if isinstance(knobs, Mapping) else list(knobs)
         each += [{}] * (self.slots - len(each))
@@ -85,7 +88,8 @@ class Tryout:
     def rows(self, count: int, **fields: Any) -> Rows:
         """Return the state of all slots: `count` active rows, then idle ones.
 
-        `fields` are fields of `Rows`, one value for all active rows or one for each.
+        `fields` set fields of `Rows`, such as `temperature`: one value for all active rows, or a
+        list with one for each.
         """
         slots = self.slots
         blank: dict[str, np.ndarray] = {
@@ -116,7 +120,7 @@ class Tryout:
 
 
 def survivors(choice: ChosenTokens, row: int = 0) -> list[int]:
-    """Return the tokens that could have been drawn in a row, likeliest first.
+    """Return the ids of the tokens that could have been drawn for row `row`, likeliest first.
 
     `choice` is the result of a draw.
     """

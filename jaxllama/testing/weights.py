@@ -33,10 +33,10 @@ def check_weights(
     *,
     expected: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Open a small model of the format; raise AssertionError at the first broken rule.
+    """Check how a format reads the small model at `path`; raise AssertionError at a fault.
 
-    The format is `format_class`, or the installed one that recognises the model. `expected` are the
-    model's weights by our paths, in our layout, as far as they are known.
+    The format is `format_class`; None means the installed one that recognizes the model. `expected`
+    has the right values of some or all weights, by this project's parameter paths, in its layout.
     """
     path = Path(path)
     opener = open_checkpoint if format_class is None else format_class.open
@@ -152,9 +152,9 @@ def check_parts(checkpoint: Checkpoint, weight: str, leaf: Leaf, value: Stored) 
 
 
 def check_way_back(checkpoint: Checkpoint, values: Mapping[str, Stored]) -> None:
-    """Check that the format's rules, reversed, give the tensors of the file from our weights.
+    """Check that the read weights, converted back, equal the tensors stored in the file.
 
-    `values` has the weights that the format read, by parameter path.
+    `values` has the weights that the format read, by this project's parameter paths.
     """
     for name, tensor in restore(checkpoint.table, values, values.__getitem__):
         stored = unpacked(checkpoint.read_stored(name))
@@ -173,9 +173,9 @@ def parts(value: Stored) -> list[np.ndarray]:
 
 
 def check_recognizer(format_class: type[Checkpoint], path: Path, folder: Path) -> None:
-    """Check that the format recognizes the model at `path`, but neither text nor an empty folder.
+    """Check that the format recognizes the model at `path`, but no text file or empty folder.
 
-    `folder` is an empty folder for these.
+    `folder` is an empty folder in which the text file and the empty folder are made.
     """
     (folder / "note.txt").write_text("no model\n")
     (folder / "nothing").mkdir()

@@ -70,9 +70,9 @@ def call_rule(style: CallStyle, tools: Sequence[Tool]) -> str:
 
 
 def move_references(schema: Any, place: str) -> Any:
-    """Return a copy of a JSON schema that works inside another schema, at JSON pointer `place`.
+    """Return a copy of a JSON schema for use inside another schema, at JSON pointer `place`.
 
-    In the copy, `place` stands in front of the path of every local `$ref`.
+    Every local `$ref` in the copy gets `place` in front of its path.
     """
     if isinstance(schema, list):
         return [move_references(each, place) for each in schema]

@@ -35,7 +35,7 @@ class CharacterMap:
     """Rules that replace texts of a few characters by other texts; the longest rule applies."""
 
     def __init__(self, raw: bytes, where: str) -> None:
-        """Read the map from `raw`, its bytes in a file.
+        """Read the map from `raw`, its bytes as stored in a SentencePiece file.
 
         Raise BadTokenizer, naming the file `where`, if the map is damaged.
         """
@@ -52,9 +52,9 @@ class CharacterMap:
         self.pattern = starts_of(units, where)  # matches before every text that has a rule
 
     def rule_at(self, text: str, at: int) -> tuple[int, str] | None:
-        """Return how many characters from index `at` on a rule replaces, and the text for them.
+        """Return the number of characters that a rule replaces, and the text that replaces them.
 
-        The longest rule that matches there applies; None if there is none.
+        The rule is the longest one that matches at index `at` of `text`; None if none matches.
         """
         raw = text[at : at + MAX_SOURCE].encode()
         units, found = self._units, None
@@ -76,9 +76,9 @@ class CharacterMap:
 def starts_of(units: NDArray[np.int64], where: str) -> str:
     """Return a regular expression for the places in a text where a rule may apply.
 
-    The expression matches a character that has a rule. It also matches a character that begins
-    longer rules only, if a character follows that may continue one. `units` are the units of the
-    trie; errors name `where`.
+    The expression matches a character that has a rule of its own. It also matches a character that
+    only begins longer rules, if the next character may continue such a rule. `units` are the 32-bit
+    units of the rules' double-array trie. Errors name the file `where`.
     """
     alone, begin = set[int](), set[int]()  # code points
     seconds: set[int] = set()
@@ -112,11 +112,11 @@ def codes_led_by(firsts: set[int]) -> Iterator[int]:
 def step(
     units: NDArray[np.int64], places: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the children of some nodes of a trie as arrays: parent, label, child, has a rule.
+    """Return the children of some trie nodes as four arrays: parent, label, child, has a rule.
 
-    `places` has a number for each node: XORed with a label (a byte), it gives the index of the
-    node's child with this label in `units`. In the result, parents are indices into `places`, and
-    children are given by such numbers. Only children with one of `labels` are returned.
+    A node is given by a number: the number XOR a label (a byte) is the index in `units` of the
+    node's child with this label. `places` has the numbers of the parents. The result has indices
+    into `places` for parents, and numbers for children; it has children with one of `labels` only.
     """
     reached = places[:, None] ^ labels
     inside = reached < len(units)
@@ -129,7 +129,10 @@ def step(
 
 
 def offset(unit: int) -> int:
-    """Return the number to XOR with the index of a trie unit to reach its children."""
+    """Return the offset stored in `unit`, a unit of a double-array trie.
+
+    The unit's index XOR this offset XOR a byte is the index of its child for that byte.
+    """
     return (unit >> 10) << ((unit & FAR) >> 6)
 
 

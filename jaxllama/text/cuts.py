@@ -56,7 +56,7 @@ class Cuts:
     def pieces(self, text: str) -> Iterator[str]:
         """Yield `text` in pieces that together have the same tokens as the whole text.
 
-        Raise InvalidParameter if more than LONGEST_UNCUT characters have no cut.
+        Raise InvalidParameter if LONGEST_UNCUT characters have no position for a cut.
         """
         at = 0
         while len(text) - at > PIECE:
@@ -90,8 +90,8 @@ class Cuts:
 def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
     """Return the rule for where a long text can be cut without changing its tokens.
 
-    `encode(text, follows)` returns the token ids of a text; `follows`: it continues another text.
-    `tokens` are the bytes of all tokens.
+    `encode(text, follows)` returns the token ids of `text`; `follows` says whether the text
+    continues another one. `tokens` are the bytes of all tokens.
     """
     whole = b"\0".join(tokens)
     for drops_space in (False, True):
@@ -109,8 +109,9 @@ def find_cuts(encode: EncodeStretch, tokens: Iterable[bytes]) -> Cuts:
 def is_sound(kind: CutKind, encode: EncodeStretch, *, drops_space: bool) -> bool:
     """Say whether cutting random probe texts at positions of `kind` keeps their tokens.
 
-    `encode(text, follows)` returns the token ids of a text; `follows`: it continues another text.
-    With `drops_space`, the space after a cut is removed, since the encoder puts one there itself.
+    `encode(text, follows)` returns the token ids of `text`; `follows` says whether the text
+    continues another one. With `drops_space`, the space after a cut is removed, since the encoder
+    adds it again.
     """
     rng = random.Random(0)
     for probe in range(PROBES):

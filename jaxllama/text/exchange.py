@@ -89,8 +89,8 @@ def source_of_metadata(metadata: Mapping[str, Any]) -> TokenizerSource:
 def source_of_llama2c(path: Path, size: int) -> TokenizerSource:
     """Return the tokenizer in llama2.c's `tokenizer.bin`, as the metadata of a GGUF file.
 
-    Unused tokens fill the vocabulary up to `size`, that of the model. Raise UnsupportedModel if the
-    result would give other tokens.
+    Unused tokens fill the vocabulary up to the model's size, `size`. Raise UnsupportedModel if the
+    metadata would split text into other tokens than the file does.
     """
     texts, scores = read_pieces(read_vocabulary(path), str(path))
     tokenizer = tokenizer_from_llama2c(path)
@@ -114,10 +114,10 @@ def source_of_llama2c(path: Path, size: int) -> TokenizerSource:
 
 
 def as_files(source: TokenizerSource) -> dict[str, bytes]:
-    """Return the files of a Hugging Face folder that hold this tokenizer: name to content.
+    """Return a tokenizer as files of a Hugging Face folder: a dict of file name to content.
 
-    `source` is the tokenizer as its checkpoint has it. Raise UnsupportedModel if they would give
-    other tokens.
+    The files of a source that has files are returned unchanged. Raise UnsupportedModel if the new
+    files would split text into other tokens than the source does.
     """
     if source.files:
         return dict(source.files)
@@ -145,7 +145,7 @@ def as_metadata(source: TokenizerSource, size: int) -> dict[str, Any]:
     """Return the tokenizer as GGUF metadata; unused tokens fill its vocabulary up to `size`.
 
     The metadata of a GGUF source is returned unchanged. Raise UnsupportedModel if the tokenizer has
-    more than `size` tokens, or if the metadata would give other tokens.
+    more than `size` tokens, or if the metadata would split text into other tokens.
     """
     if source.metadata:
         return dict(source.metadata)
@@ -175,7 +175,7 @@ def as_metadata(source: TokenizerSource, size: int) -> dict[str, Any]:
 
 
 def words_and_merges(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
-    """Return the GGUF keys with the merges (byte-level BPE) or the scores (SentencePiece).
+    """Return GGUF metadata with the merges (byte-level BPE) or the scores (SentencePiece).
 
     `texts` are the texts of all tokens, by id. Raise UnsupportedModel for other kinds of
     tokenizers.

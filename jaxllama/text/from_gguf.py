@@ -239,7 +239,7 @@ class TokenizerMetadata:
     def token(self, key: str, size: int, default: int | None = None) -> int | None:
         """Return field `key` as a token id; raise BadTokenizer unless it is below `size`.
 
-        If the field is absent, return `default`; None if `default` is not below `size` either.
+        If the field is absent, return `default`, or None if `default` is not below `size`.
         """
         if key not in self.metadata:
             return default if default is not None and default < size else None

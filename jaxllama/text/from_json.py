@@ -140,8 +140,8 @@ def spelling_of(decoder: list[dict[str, Any]], path: Path) -> Spelling:
 def read_specials(encoder: tokenizers.Tokenizer, path: Path) -> Specials:
     """Return the control tokens of `encoder`, an object of the tokenizers library.
 
-    Other added tokens are left out: the library finds them in any text. Raise BadTokenizer, naming
-    `path`, for a control token that is read as a whole word only.
+    Other added tokens are left out: the library itself finds them. Raise BadTokenizer, naming
+    `path`, for a control token with the flag `single_word`, which is not supported.
     """
     control: dict[str, Special] = {}
     for token, added in encoder.get_added_tokens_decoder().items():

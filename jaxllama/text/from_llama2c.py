@@ -87,9 +87,9 @@ def read_pieces(raw: bytes, where: str) -> tuple[list[str], list[float]]:
 
 
 def read_piece(raw: bytes, at: int, longest: int, where: str) -> tuple[float, str, int]:
-    """Return score and text of the piece at byte `at` of `raw`, and the byte after it.
+    """Return score and text of the piece at byte `at` of `raw`, and the index of its end.
 
-    Raise BadTokenizer, naming `where`, if it is cut off or has more than `longest` bytes.
+    Raise BadTokenizer, naming `where`, if the piece is damaged or has more than `longest` bytes.
     """
     left = len(raw) - at - PIECE.size
     score, length = PIECE.unpack_from(raw, at) if left >= 0 else (0.0, -1)

@@ -46,7 +46,7 @@ class SentencePieceNormalizer:
         return normal.rstrip(self._space) if self._removes_extra else normal
 
     def _chunks(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Yield the text in chunks, after the character rules, each with True or False.
+        """Apply the character rules; yield the resulting text in chunks, each with True or False.
 
         True: the chunk is unchanged text. False: it is the replacement that a rule made, or a text
         to which no rule may apply.
@@ -65,7 +65,10 @@ class SentencePieceNormalizer:
             yield text[done:], True
 
     def _rewritten(self, text: str, found: re.Match[str]) -> tuple[int, str]:
-        """Return how many characters the match `found` replaces, and by which text; 0 for none."""
+        """Return the number of characters to replace at the match `found`, and the replacement.
+
+        The number is 0 if no rule applies there.
+        """
         if found["kept"] is not None:
             return len(found["kept"]), found["kept"]
         rule = self._rules.rule_at(text, found.start()) if self._rules is not None else None
@@ -75,8 +78,8 @@ class SentencePieceNormalizer:
 def reduced(chunks: Iterator[tuple[str, bool]]) -> Iterator[str]:
     """Yield the chunks without spaces at the start of the text, and with single spaces elsewhere.
 
-    Chunks come with True or False. A chunk with False keeps its inner spaces: a rule made it, or no
-    rule may change it.
+    Each chunk comes with True if it is unchanged text. A chunk with False keeps its inner spaces: a
+    rule made it, or no rule may change it.
     """
     after_space = True
     for chunk, is_plain in chunks:

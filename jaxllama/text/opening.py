@@ -34,7 +34,10 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
 
 
 def recognizes(name: str, reader: type[TokenizerReader], path: Path) -> bool:
-    """Say whether a reader recognises `path`; raise BrokenPlugin if the reader itself fails."""
+    """Say whether a reader recognises `path`; raise BrokenPlugin if the reader itself fails.
+
+    `name` is the reader's name, for the error.
+    """
     try:
         return reader.recognizes(path)
     except (JaxLlamaError, OSError):

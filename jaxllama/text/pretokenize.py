@@ -94,7 +94,10 @@ ALIASES = {
 
 
 def find_cutting(name: str) -> Cutting:
-    """Return the rule called `name`; raise BadTokenizer with the known names if there is none."""
+    """Return the rule that splits text into words and has the name `name` in GGUF files.
+
+    Raise BadTokenizer, which lists the known names, if there is no such rule.
+    """
     found = CUTTINGS.get(ALIASES.get(name, name))
     if found is None:
         known = ", ".join(sorted({*CUTTINGS, *ALIASES}))

@@ -25,7 +25,10 @@ class ProtobufMessage:
     fields: dict[int, list[WireValue]]
 
     def whole(self, number: int, default: int) -> int:
-        """Return field `number` as an integer, the last value if it has several; or `default`."""
+        """Return field `number` as an integer; `default` if the message lacks it.
+
+        If the field has several values, the last one counts.
+        """
         value = self._last(number)
         if value is None:
             return default
@@ -115,7 +118,7 @@ def read_message(raw: bytes, where: str) -> ProtobufMessage:
 
 
 def read_length(raw: bytes, at: int, kind: int, where: str) -> tuple[int, int]:
-    """Return the number of bytes of a field's value, and the offset of the first one.
+    """Return the number of bytes of a field's value, and the offset where the value starts.
 
     `at` is the offset after the field's tag, `kind` its wire type; errors name `where`.
     """

@@ -21,7 +21,10 @@ class HuggingFaceTokenizer(TokenizerReader):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path` is a tokenizer.json, or a folder with one or a tokenizer.model."""
+        """Say whether `path` is a tokenizer.json, or a folder that a tokenizer can be built from.
+
+        Such a folder has a tokenizer.json or a tokenizer.model.
+        """
         if path.is_dir():
             return (path / TOKENIZER_JSON).is_file() or (path / TOKENIZER_MODEL).is_file()
         return path.name == TOKENIZER_JSON

@@ -30,9 +30,9 @@ def scored_encoder(
 ) -> tokenizers.Tokenizer:
     """Build an encoder that reads a text as one word and merges `pieces` by their scores.
 
-    `pieces` and `others` map texts to ids, `scores` texts of pieces to scores. `others` are tokens
-    that no merge makes: bytes, and the token `unknown` (None: there is none). A character without a
-    piece becomes byte tokens if `falls_back`, else `unknown`.
+    `pieces` and `others` map texts to ids; `scores` maps the texts of pieces to scores. `others`
+    are tokens that no merge makes: bytes, and the token with the text `unknown` (None: there is
+    none). A character without a piece becomes byte tokens if `falls_back`, else `unknown`.
     """
     merges = merges_of(scores)
     with library_errors("the pieces do not build a vocabulary"):

@@ -84,7 +84,8 @@ def read_model(raw: bytes, where: str) -> SentencePieceModel:
 def check_supported(whole: ProtobufMessage, trainer: ProtobufMessage, algorithm: int) -> None:
     """Raise BadTokenizer if the file needs a feature that is not supported; the error names it.
 
-    `whole` is the message of the file, `trainer` the one inside it, `algorithm` its model type.
+    `whole` is the protobuf message of the file, `trainer` the trainer message in it, and
+    `algorithm` the number of the model type.
     """
     if algorithm not in (UNIGRAM, BPE):
         name = ALGORITHMS.get(algorithm, f"number {algorithm}")

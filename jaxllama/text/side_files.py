@@ -43,10 +43,10 @@ class SideFiles:
         return cls(folder, {name: read_object(folder / name) for name in names})
 
     def token(self, key: str, vocabulary: Vocabulary) -> int | None:
-        """Return the id of `bos_token` or `eos_token`, from the first file that has the key.
+        """Return the id of `bos_token` or `eos_token` (`key`), from the first file that has it.
 
-        A null in tokenizer_config.json or special_tokens_map.json means that there is no such
-        token.
+        None if no file has the key, if the value is null in tokenizer_config.json or
+        special_tokens_map.json, or if the vocabulary lacks the token's text.
         """
         for name in (self.TOKENIZER, self.SPECIALS):
             if key not in self.files[name]:
@@ -81,12 +81,12 @@ class SideFiles:
 
     @property
     def model_size(self) -> int | None:
-        """Return the number of tokens of the model by config.json; None if it is not given."""
+        """Return the vocabulary size of the model in config.json; None if it is not given."""
         size = self.files[self.MODEL].get("vocab_size")
         return size if isinstance(size, int) and not isinstance(size, bool) else None
 
     def check_end(self, end: int | None, vocabulary: Vocabulary) -> None:
-        """Raise BadTokenizer if the model has no id `end`, so that no answer could end with it.
+        """Raise BadTokenizer if `end`, the id of the end token, is too large for the model.
 
         `vocabulary` has the token's text for the error; nothing is checked if `end` is None.
         """
@@ -99,7 +99,7 @@ class SideFiles:
             )
 
     def ids(self, name: str, key: str, vocabulary: Vocabulary) -> list[int]:
-        """Return the token ids in field `key` of the file `name`, which is one id or a list.
+        """Return the token ids in field `key` of the file `name`; the field has one id or a list.
 
         Raise BadTokenizer for an id that the model does not have. Omit ids that the model has but
         `vocabulary` lacks: they only pad the embedding table and have no text.

@@ -60,7 +60,7 @@ class Specials:
         self.unsafe = compile_pattern(f"{mark}|(?={any_of(control)})")
 
     def guard(self, text: str) -> str:
-        """Return a user's text with marks in it, so that no control token is read from it.
+        """Return a user's text with mark characters, so that no control token is read in it.
 
         `split` reads no control token at a mark, also when a chat template has put the text in a
         prompt.
@@ -91,7 +91,8 @@ class Specials:
     def split(self, text: str, *, control: bool) -> Iterator[str | int]:
         """Yield ordinary text as strings and special tokens as ids, in order; no string is empty.
 
-        Control tokens are read only with `control`, and not where `guard` marked the text.
+        Control tokens are read only with `control`, and not at the mark characters that `guard`
+        has put in the text.
         """
         if not control:
             yield from self.split_at(text, self.in_any_text, self.always)
@@ -105,10 +106,10 @@ class Specials:
     def split_at(
         self, text: str, pattern: re.Pattern[str], known: Mapping[str, Special]
     ) -> Iterator[str | int]:
-        """Yield the text between the matches of `pattern`, and a token for every match.
+        """Yield ordinary text, and the id of every special token that `pattern` matches.
 
-        `known` maps texts of special tokens to tokens. A match that is not in `known` is the mark
-        of `guard` and a character: the character stays in the text, without the mark.
+        `known` maps the texts of special tokens to tokens. Any other match is a mark character and
+        the character after it, which the mark makes ordinary text: only the mark is removed.
         """
         stretch: list[str] = []
         done = 0

@@ -87,7 +87,7 @@ def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
 
 
 def longest_head(text: str, stops: tuple[str, ...]) -> int:
-    """Return the length of the longest end of `text` that could begin a stop string.
+    """Return the length of the longest suffix of `text` with which a stop string begins.
 
     A whole stop string does not count.
     """

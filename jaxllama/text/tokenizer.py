@@ -162,7 +162,7 @@ class Tokenizer:
     def _run(self, text: str, follows: bool) -> list[int]:
         """Return the token ids of a text without special tokens.
 
-        `follows`: the text continues another one, so no space is put before it.
+        With `follows`, the text continues another one, and no space is put before it.
         """
         normalize = self._rules.normalize
         return run(self._encoders[follows], normalize(text) if normalize else text)
@@ -175,7 +175,7 @@ class Tokenizer:
         return self._specials.guard(text)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """Return the bytes of one token; b"" for a control token unless `special`.
+        """Return the bytes of one token; b"" for a control or unknown token unless `special`.
 
         Returns b"" for ids past the vocabulary as well, which the model may still produce.
         """
@@ -187,7 +187,7 @@ class Tokenizer:
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of the vocabulary: equal digests mean equal `texts`."""
+        """Return the SHA-256 of the vocabulary; with equal digests, all tokens have equal texts."""
         return self._vocabulary.digest
 
     def texts(self) -> tuple[str, ...]:
@@ -241,9 +241,10 @@ def depends_on_neighbours(encoder: tokenizers.Tokenizer) -> bool:
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Convert failures of the tokenizers library to BadTokenizer, whose message begins with `what`.
+    """Convert failures of the tokenizers library in a `with` block to BadTokenizer.
 
-    A panic inside the library derives from BaseException and passes every `except Exception`.
+    The error's message begins with `what`. Panics of the library are converted, too: they derive
+    from BaseException, so `except Exception` does not catch them.
     """
     try:
         yield
@@ -269,9 +270,10 @@ def check_unicode(text: str) -> None:
 
 
 def find_end_ids(own: Iterable[int | None], vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Return all ids that end an answer: those in `own`, then further control tokens known for it.
+    """Return the ids of all tokens that end an answer, each once.
 
-    `own` are the end tokens that the checkpoint names, where None is skipped. No id is repeated.
+    First come the ids in `own`, the end tokens that the checkpoint names; None is skipped. Then
+    come control tokens whose text is a known end text, such as `<|im_end|>`.
     """
     found = dict.fromkeys(token for token in own if token is not None)
     control = int(TokenKind.CONTROL)

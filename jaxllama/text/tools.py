@@ -58,14 +58,17 @@ class ToolParser:
         self._object = Balance()
 
     def push(self, text: str) -> list[Piece]:
-        """Add text; return the pieces of text and calls that are certain now."""
+        """Read the next text of the answer; return the new pieces of text and tool calls.
+
+        Text that may be the start of a tool call is held back until more text decides.
+        """
         self._held += text
         while self._held and self._state():
             pass
         return self._take_pieces()
 
     def flush(self) -> list[Piece]:
-        """End the answer; return the pieces that are left."""
+        """End the answer; return the pieces of text and tool calls that were held back."""
         if self._state in (self._read_head, self._read_whole):
             if not self._emit_whole_call(self._held):
                 self._emit_text(self._mark + self._held)
@@ -107,7 +110,7 @@ class ToolParser:
         return bool(rest)
 
     def _read_rest(self) -> bool:
-        """Emit all text, since no call can follow; return False: nothing is left."""
+        """Emit all held text unchanged, since no tool call can follow; return False."""
         self._emit_text(self._held)
         self._held = ""
         return False
@@ -162,7 +165,10 @@ class ToolParser:
         return True
 
     def _read_whole(self) -> bool:
-        """Emit a complete call, or its text if it is no call; return False until it is complete."""
+        """Emit the held tool call if it is complete; return False if more text must arrive.
+
+        Text that turns out to be no valid call is emitted as text.
+        """
         if self._hermes:
             size = self._held.find(CLOSER)
         else:

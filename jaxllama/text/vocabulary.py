@@ -99,7 +99,10 @@ def byte_level_encode(raw: bytes) -> str:
 
 
 def byte_level_decode(text: str) -> bytes:
-    """Return the bytes of a byte-level token; a text outside the alphabet stands for itself."""
+    """Return the bytes that the text of a byte-level token stands for.
+
+    A text with a character that stands for no byte gives its UTF-8 bytes.
+    """
     try:
         return bytes([BYTE_LEVEL[character] for character in text])
     except KeyError:

@@ -36,7 +36,10 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def recognizes(name: str, format_class: type[Checkpoint], path: Path) -> bool:
-    """Say whether a format recognises `path`; raise BrokenPlugin if the format itself fails."""
+    """Say whether the weight format `name` recognises the model at `path`.
+
+    Raise BrokenPlugin if the code of `format_class` fails with an unexpected error.
+    """
     try:
         return format_class.recognizes(path)
     except (JaxLlamaError, OSError):
@@ -48,7 +51,7 @@ def recognizes(name: str, format_class: type[Checkpoint], path: Path) -> bool:
 
 
 def check_path(path: Path) -> None:
-    """Raise CheckpointError unless `path` is a folder or a file that is not empty."""
+    """Raise CheckpointError unless `path` is a folder or a non-empty regular file."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:

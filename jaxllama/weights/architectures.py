@@ -300,9 +300,10 @@ LACKING = {
 
 
 def by_class_name(name: object, where: str) -> Architecture:
-    """Return the architecture with class name `name`, as config.json gives it.
+    """Return the architecture with the class name `name`, as config.json gives it.
 
-    Raise UnsupportedModel, naming the file `where`, if it is not in the table.
+    Raise UnsupportedModel if no supported architecture has that name; the error names the file
+    `where`.
     """
     found = next((each for each in ARCHITECTURES if each.class_name == name), None)
     if found is None:
@@ -313,7 +314,7 @@ def by_class_name(name: object, where: str) -> Architecture:
 def by_gguf_name(name: object, where: str) -> Architecture:
     """Return the first architecture whose `general.architecture` in GGUF files is `name`.
 
-    Raise UnsupportedModel, naming the file `where`, if there is none.
+    Raise UnsupportedModel if there is none; the error names the file `where`.
     """
     found = next((each for each in ARCHITECTURES if each.gguf == name), None)
     if found is None:
@@ -322,7 +323,7 @@ def by_gguf_name(name: object, where: str) -> Architecture:
 
 
 def class_name_of(model_type: str) -> str | None:
-    """Return the class name for a `model_type` of config.json.
+    """Return the class name, such as LlamaForCausalLM, for a `model_type` of config.json.
 
     An unknown type is returned unchanged; an empty type gives None.
     """
@@ -331,10 +332,10 @@ def class_name_of(model_type: str) -> str | None:
 
 
 def family_of(config: ModelConfig) -> Architecture:
-    """Return the architecture under which a model with this configuration is written to a file.
+    """Return the architecture to name in the file when a model with this configuration is written.
 
-    Several architectures may describe the same model, and some properties cannot be described by
-    any of them. So the writer of a file must read it back and compare the configurations.
+    The architecture may be unable to describe some properties of the model. So the writer must
+    read the file back and compare the configurations.
     """
     return by_class_name(class_name_for(config), config.name)
 
@@ -364,7 +365,7 @@ def class_name_for(config: ModelConfig) -> str:
 
 
 def unsupported(name: object, where: str, expected: Iterable[str]) -> UnsupportedModel:
-    """Return the error for an architecture `name`, in file `where`, that is not in the table.
+    """Return the error that the architecture `name` in the file `where` is not supported.
 
     `expected` are the supported names, which the message lists.
     """
@@ -376,7 +377,10 @@ def unsupported(name: object, where: str, expected: Iterable[str]) -> Unsupporte
 
 
 def pattern_of(specs: list[LayerSpec]) -> tuple[LayerSpec, ...]:
-    """Return the shortest list that gives `specs` when it is repeated and cut to its length."""
+    """Return the shortest pattern of layers that gives `specs` when it is repeated.
+
+    The last repetition may be incomplete.
+    """
     for size in range(1, len(specs)):
         if all(spec == specs[i % size] for i, spec in enumerate(specs)):
             return tuple(specs[:size])
@@ -387,9 +391,9 @@ def pattern_of(specs: list[LayerSpec]) -> tuple[LayerSpec, ...]:
 
 
 def fused_rules(config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Rule]:
-    """Return the rules that cut projections out of a file's fused matrices, by parameter path.
+    """Return the rules that read projections from fused matrices, by parameter path.
 
-    `qkv` and `gate_up` are the names of the fused matrices in the file.
+    `qkv` and `gate_up` are the names of the fused matrices in the file, with `{i}` for the layer.
     """
     parts = {
         qkv: {
@@ -410,10 +414,10 @@ def fused_rules(config: ModelConfig, qkv: str, gate_up: str) -> dict[str, Rule]:
 
 
 def expert_rules(names: ExpertNames, count: int) -> dict[str, Rule]:
-    """Return the rules, by parameter path, for the experts and the router of every layer.
+    """Return the rules that read the experts and the router of every layer, by parameter path.
 
-    A Hugging Face folder has one tensor for each of the `count` experts, which the rules stack;
-    `names` has the folder's names for the module and its matrices.
+    A Hugging Face folder has one tensor for each of the `count` experts; the rules stack these
+    tensors. `names` are the folder's names of the mixture-of-experts module and its matrices.
     """
     block = f"model.layers.{{i}}.{names.block}"
     rules = {"blocks.{i}.ffn.router.weight": Rule(f"{block}.gate.weight", TRANSPOSED)}

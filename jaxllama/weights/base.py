@@ -38,7 +38,10 @@ class Checkpoint(ABC):
     @classmethod
     @abstractmethod
     def open(cls, path: Path) -> Self:
-        """Open a model and check all it can without reading tensors; allocate nothing large."""
+        """Open the model at `path`, and check all that can be checked without reading tensors.
+
+        Must allocate nothing large.
+        """
 
     @property
     @abstractmethod
@@ -48,7 +51,10 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def table(self) -> Mapping[str, Rule]:
-        """Map the parameter path of every weight this format can hold to the rule that reads it."""
+        """Return the rules that read weights from the file's tensors, by parameter path.
+
+        Every weight that this format can hold has a rule.
+        """
 
     @property
     @abstractmethod
@@ -68,7 +74,7 @@ class Checkpoint(ABC):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Map each name in `shapes` to its element type and its bytes, for display.
+        """Map each tensor name in `shapes` to the element type and the size in bytes, for display.
 
         {} if they are not known.
         """
@@ -83,7 +89,10 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read_stored(self, name: str) -> Stored:
-        """Read one tensor as stored in the file, into new memory; a matrix may be Packed."""
+        """Read the tensor `name` as stored in the file, into new memory.
+
+        A quantised matrix may be returned as Packed.
+        """
 
     def read_part(self, name: str, index: Index) -> Stored:
         """Read the part `index`, one slice per axis, of a tensor as stored, into new memory.
@@ -147,12 +156,12 @@ def fill(
     *,
     in_parts: bool = False,
 ) -> Tree:
-    """Read all weights one by one, pass each to `place`, and return the tree of its results.
+    """Read all weights one by one, pass each to `place`, and return its results as a tree.
 
-    `abstract` maps parameter paths to the expected leaves; BadTensors is raised if the tensors do
-    not fit. `place` is called with path, leaf and value. With `in_parts`, matrices are not read
-    here: `place` gets an UnreadMatrix and reads the parts that it needs. `progress` is called with
-    the number of weights done and of all.
+    `abstract` maps parameter paths to leaves, which have the expected shapes; BadTensors is raised
+    if the file's tensors do not fit. `place` is called with path, leaf and value. With `in_parts`,
+    matrices are not read here: `place` gets an UnreadMatrix and reads the parts that it needs.
+    `progress` is called with the number of weights done and of all.
     """
     check_tensors(abstract, checkpoint)
     placed: dict[str, Any] = {}

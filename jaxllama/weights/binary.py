@@ -88,5 +88,5 @@ def stamp(status: os.stat_result) -> tuple[int, int]:
 
 
 def reason(error: Exception) -> str:
-    """Return the system's message of an error without the path, else the whole message."""
+    """Return the message of an error; of an OSError only the system's message, without the path."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

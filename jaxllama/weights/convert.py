@@ -163,10 +163,10 @@ def canonical(path: str, value: Stored) -> np.ndarray:
 
 
 def write_weight(store: ArrayStore, path: str, value: Stored) -> StoredForm:
-    """Write the arrays of `value` to `store`; return the form that the manifest lists.
+    """Write the arrays of `value` to `store`; return its shape, type and so on for the manifest.
 
-    The arrays are called `PATH/value`, or `PATH/codes`, `PATH/scales` and so on if it is packed;
-    PATH is the parameter path `path`.
+    The arrays are called `PATH/value`, or `PATH/codes`, `PATH/scales` and so on if `value` is
+    packed; PATH is the parameter path `path`.
     """
     if not isinstance(value, Packed):
         store.write(f"{path}/value", np.ascontiguousarray(value))
@@ -194,7 +194,7 @@ def write_weight(store: ArrayStore, path: str, value: Stored) -> StoredForm:
 
 
 def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
-    """Write the tokenizer's files as the source has them; return the SHA-256 of each, by name."""
+    """Write the tokenizer files of `checkpoint` to `folder`; return the SHA-256 of each by name."""
     source = checkpoint.tokenizer_source()
     files = dict(source.files)
     if source.metadata:

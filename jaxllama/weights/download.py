@@ -33,8 +33,9 @@ def fetch(
 ) -> None:
     """Download `url` to `target`; `check` must raise CheckpointError if the file is not usable.
 
-    Raises DownloadFailed. Resumes an interrupted download of the same version. `progress`, if not
-    None, is called with a label, the bytes received and those of the whole file.
+    Resumes an interrupted download of the same version. Raises DownloadFailed if the download or
+    the check fails. `progress`, if not None, is called with a label, the bytes received and those
+    of the whole file.
     """
     part = PartialDownload(
         target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.version")
@@ -66,9 +67,9 @@ class PartialDownload:
         return self.file.stat().st_size if self.file.exists() and self.version.exists() else 0
 
     def begin(self, version: str | None) -> None:
-        """Delete the bytes received so far and store the server's name of a new version.
+        """Delete the bytes received so far, and store the file's version for the new download.
 
-        With None, the version has no name, and the download cannot be resumed.
+        `version` is the server's ETag or date; with None, the download cannot be resumed.
         """
         self.drop()
         if version is not None:
@@ -81,7 +82,7 @@ class PartialDownload:
 
 
 def receive(url: str, part: PartialDownload, progress: Progress | None) -> None:
-    """Request the bytes of `url` that `part`, the unfinished file, lacks, and append them to it.
+    """Request the bytes of `url` that are missing in `part`, the unfinished file, and append them.
 
     Raise DownloadFailed if the server ends early. `progress`, if not None, is called with a label,
     the bytes received and those of the whole file (0: unknown).
@@ -170,7 +171,7 @@ def extent(answer: http.client.HTTPResponse) -> tuple[int, int]:
 def version_of(answer: http.client.HTTPResponse) -> str | None:
     """Return what identifies the file's version: a strong ETag, else Last-Modified, else None.
 
-    Both change with the content, which a weak ETag does not promise.
+    A weak ETag is ignored, because it may stay the same when the bytes change.
     """
     tag = answer.headers.get("ETag")
     if tag is not None and not tag.startswith("W/"):
@@ -180,7 +181,7 @@ def version_of(answer: http.client.HTTPResponse) -> str | None:
 
 @contextmanager
 def download_errors(url: str) -> Iterator[None]:
-    """Convert errors of networks and disks to DownloadFailed with the address `url`."""
+    """Within the context, convert network and disk errors to DownloadFailed, which names `url`."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -202,7 +203,7 @@ def last_part(url: str) -> str:
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes in words: `1.23 GB`, or `45 MB` below one GB."""
+    """Format a number of bytes for display: `1.23 GB`, or `45 MB` below one GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"  # noqa: PLR2004
 
 

@@ -115,9 +115,10 @@ class SentenceSteps:
 
 
 def encoder_family(fields: CheckedFields) -> EncoderFamily:
-    """Return the encoder family that config.json names.
+    """Return the encoder family of the architecture that config.json names.
 
-    Raise UnsupportedModel for any other model.
+    `fields` are the fields of config.json. Raise UnsupportedModel if the model is not a supported
+    encoder.
     """
     stated = fields.items("architectures")
     architecture = stated[0] if stated else None
@@ -191,7 +192,8 @@ def read_encoder_config(
 def read_pooling(fields: CheckedFields) -> EncoderPooling:
     """Return the method by which the hidden states of a text become one vector.
 
-    Raise UnsupportedModel unless config.json of the pooling module names exactly one known method.
+    `fields` are those of the pooling module's config.json. Raise UnsupportedModel unless they name
+    exactly one known method.
     """
     if fields.has("pooling_mode"):
         modes = [fields.text("pooling_mode")]

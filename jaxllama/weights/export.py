@@ -36,7 +36,7 @@ TARGETS: dict[str, Writer] = {
 def export(
     source: Path, target: Path, to: str, *, replaces: bool = False, progress: CountProgress
 ) -> None:
-    """Write the model at `source` to `target` in the format `to`, a name in TARGETS.
+    """Write the model at `source` to `target` in the format `to`, such as `gguf-q8_0`.
 
     `progress` is called with the number of tensors written and that of all tensors. Raises
     ConfigError if the target exists and `replaces` is false, and UnsupportedModel if the format has
@@ -104,9 +104,9 @@ def compare(config: ModelConfig, path: Path) -> None:
 
 
 def differences(one: ModelConfig, other: ModelConfig) -> Iterator[str]:
-    """Yield "name value" for every field of `one` that has another meaning in `other`.
+    """Yield "FIELD VALUE" for every field that means something else in `other` than in `one`.
 
-    The field `name` may differ.
+    VALUE is the value in `one`. The names of the two models are not compared.
     """
     for name in type(one).__dataclass_fields__:
         mine, theirs = (meaning_of(name, each) for each in (one, other))
@@ -135,7 +135,7 @@ def meaning_of(name: str, config: ModelConfig) -> object:
 def turn_alike(one: Rope, other: Rope, rotated: int) -> bool:
     """Say whether two rotary embeddings rotate by the same angles at all positions.
 
-    `rotated` is how many numbers of a head they rotate.
+    `rotated` is the number of rotated dimensions of a head.
     """
     for is_long in (False, True):
         (slow, scale), (found, factor) = (

@@ -131,7 +131,10 @@ def read_layers(fields: CheckedFields, key: str, tensors: int) -> int:
 
 
 def read_json(path: Path, longest: int = MAX_JSON) -> CheckedFields:
-    """Return the fields of the object in a JSON file; raise BadHeader above `longest` bytes."""
+    """Return the fields of the JSON object in the file at `path`.
+
+    Raise BadHeader if the file holds no JSON object or more than `longest` bytes.
+    """
     file = BinaryFile(path)
     try:
         if file.size > longest:
@@ -142,9 +145,10 @@ def read_json(path: Path, longest: int = MAX_JSON) -> CheckedFields:
 
 
 def parse_json(raw: bytes, where: str) -> dict[str, object]:
-    """Return the JSON object in `raw`; raise BadHeader, naming `where`, if it is damaged.
+    """Return the JSON object in `raw`; raise BadHeader if there is none, or a key is given twice.
 
-    A key given twice is refused, because readers would disagree on its value.
+    A key given twice is refused because readers would disagree on its value. `where` names the
+    source in errors.
     """
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=dict_of_unique_keys)

@@ -48,12 +48,15 @@ def read_block(fields: CheckedFields) -> tuple[int, int]:
 
 
 def scale_of(name: str, names: Mapping[str, object]) -> str | None:
-    """Return the name of the tensor that holds the scales of matrix `name`; None if it has none."""
+    """Return the name of the tensor that holds the scales of matrix `name`; None if it has none.
+
+    `names` has the names of all tensors as keys.
+    """
     return next((name + ending for ending in SCALES if name + ending in names), None)
 
 
 def is_scale(name: str, dtypes: Mapping[str, str]) -> bool:
-    """Say whether a tensor holds scales, of a float8 matrix or of activations and caches.
+    """Say whether the tensor `name` holds scales: of a float8 matrix, activations or a KV cache.
 
     `dtypes` has the element type of every tensor, by name.
     """
@@ -76,7 +79,10 @@ def check_scale(name: str, scale: Shape, shape: Shape, block: tuple[int, int]) -
 
 
 def per_row(shape: Shape) -> tuple[Shape, Shape]:
-    """Return the two shapes that scales may have where each row of a matrix has one."""
+    """Return the two shapes that the scales of a matrix may have if each row has its own scale.
+
+    `shape` is the shape of the matrix.
+    """
     return shape[:1], (*shape[:1], 1)
 
 

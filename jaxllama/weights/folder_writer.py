@@ -132,7 +132,10 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
 
 
 def layer_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
-    """Return the fields of config.json for sliding windows, unrotated layers and experts."""
+    """Return the fields of config.json for sliding windows, unrotated layers and experts.
+
+    `family`, the model's architecture, decides which of these fields there are.
+    """
     specs = config.specs
     fields: dict[str, Any] = {"sliding_window": config.window}
     if config.window is not None and family.asks_for_window:
@@ -154,7 +157,10 @@ def layer_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
 
 
 def scale_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
-    """Return the fields of config.json for the multipliers and soft caps of Gemma and Granite."""
+    """Return the fields of config.json for the multipliers and soft caps of Gemma and Granite.
+
+    `family`, the model's architecture, decides which of these fields there are.
+    """
     fields: dict[str, Any] = {}
     query_scale = config.query_scale or config.head_dim**-0.5
     if family.query_scalar is not None:
@@ -178,7 +184,7 @@ def scale_fields(config: ModelConfig, family: Architecture) -> dict[str, Any]:
 def rope_fields(config: ModelConfig) -> dict[str, Any] | None:
     """Return `rope_scaling` of config.json; None if the rotary embedding is not scaled.
 
-    Raise UnsupportedModel if config.json has no place for it.
+    Raise UnsupportedModel if config.json cannot describe the rotary embedding.
     """
     is_divided = config.rope.kind == "factors" and not config.rope.scaled_factors
     rope = as_llama3(config) if is_divided else config.rope

@@ -77,9 +77,10 @@ def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
 
 
 def paired_rules(head_dim: int) -> dict[str, Rule]:
-    """Return the rules for queries and keys in files that keep rotated pairs side by side.
+    """Return the rules, by parameter path, for queries and keys whose rotated pairs are adjacent.
 
-    `head_dim` is the size of a head.
+    They move the two rows of each pair half a head apart, as the model expects them. `head_dim` is
+    the size of a head.
     """
     unpair = UnpairRope(head_dim)
     changed = {}
@@ -115,7 +116,7 @@ class GgufCheckpoint(Checkpoint):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Check the headers and read the configuration."""
+        """Open a GGUF file or all parts of a split one; check headers, read the configuration."""
         return cls(path)
 
     @property
@@ -138,7 +139,7 @@ class GgufCheckpoint(Checkpoint):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Map the name of every tensor to its GGUF type and its bytes."""
+        """Map the name of every tensor to its GGUF type and its size in bytes."""
         entries = ((name, self._header.tensors[name]) for name in self.shapes)
         return {name: (entry.kind.name, entry.nbytes) for name, entry in entries}
 
@@ -148,12 +149,15 @@ class GgufCheckpoint(Checkpoint):
         return from_gguf(self._header.metadata)
 
     def read_stored(self, name: str) -> Stored:
-        """Read one tensor, rows first; a matrix of a packed type stays packed."""
+        """Read the tensor `name`, rows first; a quantised matrix may be returned as Packed."""
         entry = self._header.tensors[name]
         return decode(entry.kind, entry.read(), entry.shape)
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read part `index` of one tensor; only the rows that it needs come from the file."""
+        """Read the part `index`, one slice per axis, of the tensor `name`.
+
+        Of a matrix, only the rows in the part are read from the file.
+        """
         entry = self._header.tensors[name]
         if len(entry.shape) == 1:  # may be one block
             return super().read_part(name, index)

@@ -93,7 +93,10 @@ def decode(
 
 
 def kind_name(number: int) -> str:
-    """Return ggml's name of a type, supported here or not; else its number."""
+    """Return ggml's name of the tensor type with this number; "number N" if ggml knows none.
+
+    The type may be one that is not supported here.
+    """
     import gguf  # noqa: PLC0415 - only for an error message
 
     try:
@@ -151,7 +154,7 @@ def pack_q5_1(blocks: UInt8[np.ndarray, "O B 24"]) -> Packed:
 def pack_q5_k(blocks: UInt8[np.ndarray, "O B 176"]) -> Packed:
     """Convert Q5_K blocks, which are Q4_K blocks with a fifth bit per code, to a Packed matrix.
 
-    Bit g of byte l of the fifth bits belongs to weight l of group g.
+    The fifth bits take 32 bytes of a block: bit g of byte l belongs to weight l of group g.
     """
     with np.errstate(all="ignore"):  # damaged factors may be NaN; the engine checks for that
         scales, minima = six_bits(blocks[..., 4:16])
@@ -167,9 +170,10 @@ def pack_q5_k(blocks: UInt8[np.ndarray, "O B 176"]) -> Packed:
 def pack_q6_k(blocks: UInt8[np.ndarray, "O B 210"]) -> Packed:
     """Convert Q6_K blocks to a Packed matrix: 16 groups of 16 codes around 32 in each block.
 
-    The signed eight-bit scales of the groups are multiplied by one float16 factor of the block. Of
-    each 128 weights, quarter q takes its nibbles from the low (q = 0, 1) or high (2, 3) half of
-    bytes 32 * (q % 2) and on, and its high bits from bits 2q and 2q + 1 of the 32 shared bytes.
+    The signed eight-bit scales of the groups are multiplied by one float16 factor of the block.
+    Each 128 weights, in quarters q = 0 to 3, have 64 bytes of low bits and 32 bytes of high bits.
+    Weight l of quarter q has its low four bits in byte 32 * (q % 2) + l, in the low nibble if q < 2
+    and else in the high one. It has its two high bits in bits 2q and 2q + 1 of byte l.
     """
     outer = blocks.shape[:2]
     with np.errstate(all="ignore"):
@@ -184,15 +188,19 @@ def pack_q6_k(blocks: UInt8[np.ndarray, "O B 210"]) -> Packed:
 
 
 def pack_iq4_nl(blocks: UInt8[np.ndarray, "O B 18"]) -> Packed:
-    """Convert IQ4_NL blocks, of a float16 scale and 32 indices of a table, to a Packed matrix."""
+    """Convert IQ4_NL blocks, of a float16 scale and 32 four-bit codes, to a Packed matrix.
+
+    A code is an index into a fixed table of 16 numbers.
+    """
     return packed(8, look_up(blocks[..., None, 2:], IQ4_CODES), halves(blocks, 0), None)
 
 
 def pack_iq4_xs(blocks: UInt8[np.ndarray, "O B 136"]) -> Packed:
-    """Convert IQ4_XS blocks to a Packed matrix: eight groups of 32 indices of IQ4_NL's table.
+    """Convert IQ4_XS blocks to a Packed matrix: eight groups of 32 codes in each block.
 
-    The six-bit scales of the groups are multiplied by one float16 factor of the block. Bytes 2 and
-    3 hold the two high bits of all scales, bytes 4 to 7 their low nibbles.
+    A code is an index into the fixed table of 16 numbers of IQ4_NL. The six-bit scales of the
+    groups are multiplied by one float16 factor of the block. Bytes 2 and 3 hold the two high bits
+    of all scales, bytes 4 to 7 their low nibbles.
     """
     outer = blocks.shape[:2]
     groups = np.arange(8, dtype=np.uint16)
@@ -208,7 +216,7 @@ def pack_iq4_xs(blocks: UInt8[np.ndarray, "O B 136"]) -> Packed:
 def pack_mxfp4(blocks: UInt8[np.ndarray, "O B 17"]) -> Packed:
     """Convert MXFP4 blocks, of a power of two and 32 four-bit floats, to a Packed matrix.
 
-    Its codes are twice these floats, so that they are whole numbers.
+    The codes of the matrix are twice the floats, so that they are whole numbers.
     """
     power = blocks[..., 0].astype(np.uint32)
     bits = np.where(power < 2, 0x00200000 << np.minimum(power, 1), power - 1 << 23)  # noqa: PLR2004
@@ -256,8 +264,8 @@ def packed(
 def stacked(matrix: Packed, outer: tuple[int, ...]) -> Packed:
     """Return a stack of matrices, such as [experts, outputs, inputs], from one tall matrix.
 
-    `matrix` has the rows of all of them, one after the other; `outer` are the sizes of all axes of
-    the result but the last one, the inputs.
+    `matrix` has the rows of all matrices, one after the other; `outer` are the sizes of all axes of
+    the stack but the last one, the inputs.
     """
     return replace(
         matrix,
@@ -275,9 +283,9 @@ def halves(blocks: UInt8[np.ndarray, "O B Z"], at: int) -> Float[np.ndarray, "O 
 def look_up(
     stored: UInt8[np.ndarray, "O B C 16"], table: Int8[np.ndarray, " 16"]
 ) -> Int8[np.ndarray, "O B C 32"]:
-    """Return, for each of 32 four-bit codes in sixteen bytes, the number in `table`.
+    """Return the entry of `table` for each of the 32 four-bit codes in every 16 bytes of `stored`.
 
-    `stored` holds the bytes. Byte j holds code j in its low and code j + 16 in its high nibble.
+    Of 16 bytes, byte j holds code j in its low nibble and code j + 16 in its high nibble.
     """
     return np.concatenate([table[stored & 15], table[stored >> 4]], axis=-1)
 

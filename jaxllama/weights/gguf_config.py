@@ -108,8 +108,9 @@ def read_mixture(fields: CheckedFields, architecture: str) -> Experts | None:
 def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -> dict[str, Any]:
     """Return the fields `window` and `pattern` of ModelConfig for a model of `layers` layers.
 
-    `window` is the size of the sliding window, None without; `pattern` says which layers have the
-    window and which rotate. The metadata has the size only; the pattern follows from `family`.
+    `window` is the size of the sliding window, or None; `pattern` says which layers use the window
+    and which the rotary embedding. The metadata has the size only; the pattern follows from
+    `family`, the architecture.
     """
     key = f"{family.gguf}.attention.sliding_window"
     window = fields.whole(key, 0, low=0, high=MAX_CONTEXT) or None  # 0 means none: Phi-4
@@ -162,7 +163,7 @@ def read_scales(
 def head_count(fields: CheckedFields, key: str, default: int = REQUIRED) -> int:
     """Return the head count in field `key`: a number, or an array with one number for each layer.
 
-    `default` is used if the field is absent. Raise UnsupportedModel if these numbers differ.
+    `default` is used if the field is absent. Raise UnsupportedModel if the layers' numbers differ.
     """
     value = fields.values.get(key)
     if not isinstance(value, list):
@@ -177,7 +178,7 @@ def head_count(fields: CheckedFields, key: str, default: int = REQUIRED) -> int:
 def read_head_dim(
     fields: CheckedFields, family: Architecture, default: int
 ) -> tuple[int, int | None]:
-    """Return the size of a head, and how many numbers of it rotate; None if all do.
+    """Return the size of a head and the number of its rotated dimensions, or None if all rotate.
 
     `default` is the size of a head if the metadata does not state it.
     """
@@ -226,9 +227,10 @@ class Factors(NamedTuple):
 
     @classmethod
     def of(cls, header: GgufHeader, where: str, rotated: int) -> "Factors":
-        """Read the divisors of rotation frequencies from the file's tensors; errors name `where`.
+        """Read the divisors of rotation frequencies from the file's tensors.
 
-        `rotated` is how many numbers of a head rotate, two for each divisor.
+        `rotated` is the number of rotated dimensions of a head, two for each divisor. Errors name
+        the file `where`.
         """
         return cls(*(read_factors(header, where, name, rotated) for name in FACTORS))
 
@@ -236,8 +238,8 @@ class Factors(NamedTuple):
 def read_factors(header: GgufHeader, where: str, name: str, rotated: int) -> tuple[float, ...]:
     """Return the frequency divisors in tensor `name`, one per rotated pair; () without the tensor.
 
-    `rotated` is how many numbers of a head rotate. Raise BadHeader, naming `where`, if the tensor
-    is not as expected.
+    `rotated` is the number of rotated dimensions of a head. Raise BadHeader, naming the file
+    `where`, if the tensor has another type or shape, or values that are not positive.
     """
     entry = header.tensors.get(name)
     if entry is None:
@@ -257,7 +259,7 @@ def read_rope(fields: CheckedFields, architecture: str, factors: Factors) -> Rop
     """Return the rotary embedding that the metadata's `rope.*` keys and `factors` describe.
 
     `architecture` is the name with which the keys begin; `factors` are the frequency divisors in
-    the file's tensors, empty if it has none.
+    the file's tensors, empty if the file has none.
     """
     prefix = f"{architecture}.rope"
     theta = fields.real(f"{prefix}.freq_base", 10000.0, above=1)
@@ -282,7 +284,7 @@ def read_rope(fields: CheckedFields, architecture: str, factors: Factors) -> Rop
 def read_local_rope(fields: CheckedFields, family: Architecture) -> Rope | None:
     """Return the rotary embedding of the layers with a sliding window.
 
-    None: it is that of the other layers.
+    None: they have the same one as the other layers.
     """
     if family.local_theta is None:
         return None

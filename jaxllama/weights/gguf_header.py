@@ -117,7 +117,8 @@ class GgufHeader:
 def read_header(file: BinaryFile) -> GgufHeader:
     """Return the whole header of an open file, checked against the size of the file.
 
-    Raise BadHeader if it is damaged, UnsupportedModel for other versions or types.
+    Raise BadHeader if it is damaged, UnsupportedModel if the GGUF version or a tensor type is not
+    supported.
     """
     where = file.path.name
     cursor = Cursor(file)
@@ -204,7 +205,10 @@ class Cursor:
             raise BadHeader(f"{self.where}: {shown(what)} is not UTF-8") from error
 
     def name(self, what: str) -> str:
-        """Read the name of `what`, a string that is neither empty nor above MAX_NAME bytes."""
+        """Read the next string, the name of `what`, such as "a tensor" in an error message.
+
+        Raise BadHeader if the name is empty or has more than MAX_NAME bytes.
+        """
         name = self.string(f"the name of {what}", MAX_NAME)
         if not name:
             raise BadHeader(f"{self.where}: {what} has an empty name")
@@ -218,7 +222,7 @@ class Cursor:
     def skip_strings(self, count: int, what: str) -> None:
         """Skip `count` strings of the array `what`; raise BadHeader if the file ends before.
 
-        The loop has no calls, because a vocabulary has 100,000 strings.
+        The loop avoids method calls for speed: a vocabulary has 100,000 strings.
         """
         length_at = U64.unpack_from
         at, held = self.at, len(self.buffer)
@@ -253,7 +257,7 @@ def check_version(cursor: Cursor, where: str) -> None:
 
 
 def read_value(cursor: Cursor, key: str) -> object:
-    """Return the value of the metadata key `key`; for an array, its type, length and position."""
+    """Read the value of the metadata key `key`; of an array, only its type, length and position."""
     kind = cursor.number(U32, key)
     if kind == STRING:
         return cursor.string(key)

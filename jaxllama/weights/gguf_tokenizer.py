@@ -23,7 +23,7 @@ class GgufTokenizer(TokenizerReader):
 
     @classmethod
     def open(cls, path: Path) -> Tokenizer:
-        """Build the tokenizer that the metadata describes."""
+        """Build the tokenizer that the metadata of the GGUF file at `path` describes."""
         file = BinaryFile(path)
         try:
             return tokenizer_from_gguf(dict(read_header(file).metadata))

@@ -106,9 +106,9 @@ def add_config(writer: gguf.GGUFWriter, config: ModelConfig, family: Architectur
 
 
 def add_scales(writer: gguf.GGUFWriter, config: ModelConfig, family: Architecture) -> None:
-    """Write the multipliers and soft caps of `config`, a Gemma or Granite model, as metadata.
+    """Write the multipliers and soft caps of `config` as metadata; only Gemma and Granite have any.
 
-    Multipliers are written only if models of `family` have them.
+    Multipliers are written if models of the architecture `family` have them.
     """
     if config.attention_cap is not None:
         writer.add_attn_logit_softcapping(config.attention_cap)
@@ -252,10 +252,10 @@ def blocks_of(packed: Packed, kind: Any) -> np.ndarray | None:
 
 
 def factors_of(scales: np.ndarray, minima: np.ndarray | None, kind: Any) -> list[np.ndarray] | None:
-    """Return the numbers in front of every block as float16 arrays: scales, for Q4_1 also minima.
+    """Return the float16 numbers that blocks begin with: the scales, and for Q4_1 also the minima.
 
-    None if they are not exact in float16, or if blocks of the GGUF type `kind` cannot have these
-    minima. `minima` None: the matrix has none.
+    Return None if float16 does not hold them exactly, or if blocks of the GGUF type `kind` cannot
+    have these minima. `minima` is None for a matrix without minima.
     """
     if (minima is None) != (kind == Kind.Q8_0):
         return None

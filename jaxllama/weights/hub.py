@@ -41,7 +41,7 @@ class HubModel:
 
     @property
     def file(self) -> str:
-        """Return the name of the model's folder in the store."""
+        """Return the name of the model's folder in the local store of downloaded models."""
         return "--".join([*self.repo.split("/"), *(self.gguf.split("/") if self.gguf else [])])
 
     @property
@@ -60,8 +60,9 @@ class HubModel:
     def fetch(self, target: Path, progress: Progress | None) -> None:
         """Download weights, configuration and tokenizer, but no code, to the folder `target`.
 
-        The folder gets its name when it is complete and checked. `progress`, if not None, is called
-        once, before the download. Raise DownloadFailed if a download or the check fails.
+        The folder `target` appears only when it is complete and checked. `progress`, if not None,
+        is called once, before the download, with the model's name and the number of files. Raise
+        DownloadFailed if a download or the check fails.
         """
         part = target.with_name(f"{target.name}.part")
         with hub_errors(self.repo):
@@ -83,10 +84,10 @@ class HubModel:
     def announce(
         self, wanted: Sequence[str], sizes: Mapping[str, int | None], progress: Progress | None
     ) -> None:
-        """Log and report the number of files to download and, if known, their bytes in all.
+        """Log the number of files to download and, if known, their total size.
 
-        `wanted` are the names of the files; `sizes` has the bytes of each, None if unknown. The
-        hub's library shows the progress from then on.
+        `wanted` are the names of the files; `sizes` has the bytes of each, None if unknown.
+        `progress`, if not None, is called once with the same text.
         """
         known = [size for name in wanted if (size := sizes[name]) is not None]
         total = f"{size_text(sum(known))} in " if len(known) == len(wanted) else ""
@@ -96,14 +97,15 @@ class HubModel:
             progress(words, 0, 0)
 
     def model(self, target: Path) -> Path:
-        """Return the path to open: the folder `target`, or the only GGUF model in it."""
+        """Return the path to open: the only GGUF model in the folder `target`, or else `target`."""
         files = first_parts(target)
         return files[0] if len(files) == 1 else target
 
     def choose(self, files: Sequence[str]) -> list[str]:
         """Return those of the repository's `files` that have to be downloaded.
 
-        Raise DownloadFailed if there is no clear choice.
+        Raise DownloadFailed if the GGUF file that the model's name states is missing. If the name
+        states none, raise it if there are no weights or several GGUF models.
         """
         if self.gguf is not None:
             if self.gguf not in files:
@@ -165,7 +167,7 @@ class HubEncoder(HubModel):
 
 
 def hub_model(model: str) -> HubModel:
-    """Return the model named hf:owner/name or hf:owner/name/file.gguf.
+    """Return a HubModel for the name hf:owner/name or hf:owner/name/file.gguf; download nothing.
 
     Raise DownloadFailed for any other name.
     """
@@ -179,15 +181,18 @@ def hub_model(model: str) -> HubModel:
 
 
 def hub_encoder(model: str) -> HubEncoder:
-    """Return the encoder named hf:owner/name; raise DownloadFailed for any other name."""
+    """Return a HubEncoder for the name hf:owner/name; download nothing.
+
+    Raise DownloadFailed for any other name.
+    """
     return HubEncoder(hub_model(model).repo)
 
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Within the context, convert errors of the hub's library, or its absence, to DownloadFailed.
+    """Convert every error in the `with` block to DownloadFailed, also a missing huggingface_hub.
 
-    The error names the repository `repo`.
+    The error's text names the repository `repo`, which is "owner/name".
     """
     try:
         yield
@@ -206,6 +211,6 @@ def hub_errors(repo: str) -> Iterator[None]:
 
 
 def listed(files: Sequence[str]) -> str:
-    """Return the first names of `files` as a phrase of an error message."""
+    """Return a phrase for error messages that lists the first `files`: "it has a, b and 3 more"."""
     more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
     return f"it has {', '.join(files[:SHOWN]) or 'none'}{more}"

@@ -109,7 +109,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Check every shard's header and read the configuration."""
+        """Open a model folder: check the headers of its weight files and read config.json."""
         kind = find_kind(path) or SAFETENSORS
         with ExitStack() as opened:
             index = read_index(path, kind)
@@ -130,7 +130,10 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map parameter paths to the rules that read their tensors."""
+        """Return, by parameter path, the rules that read the parameters from the file's tensors.
+
+        A parameter path is a name such as `blocks.0.attention.q.weight`.
+        """
         return table_of(self._family, self._config)
 
     @cached_property
@@ -151,7 +154,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Map the name of every tensor to its element type and its bytes."""
+        """Return the element type and the size in bytes of every tensor, by the tensor's name."""
         packed = {name: (each.kind, each.nbytes) for name, each in self._quantized.items()}
         entries = ((name, self._entries[name]) for name in self.shapes if name not in packed)
         dense = {name: (entry.dtype, entry.nbytes) for name, entry in entries}
@@ -174,7 +177,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         return self._scaled(name, values, whole(values.shape))
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read part `index` of one tensor; only the rows that it needs come from the file."""
+        """Read part `index` of tensor `name`; `index` has one slice per axis.
+
+        Only the rows of the tensor that this part needs are read from the file.
+        """
         matrix = self._quantized.get(name)
         if matrix is not None:
             return matrix.read(index, self._read_array)
@@ -245,7 +251,10 @@ class HuggingFaceCheckpoint(Checkpoint):
 
 
 def table_of(family: Architecture, config: ModelConfig) -> dict[str, Rule]:
-    """Map parameter paths to the rules that read a folder of this architecture."""
+    """Return, by parameter path, the rules that read a model of this architecture from a folder.
+
+    A parameter path is a name such as `blocks.0.attention.q.weight`.
+    """
     table = dict(TABLE)
     if family.norms != "before":
         table |= RESULT_NORMS

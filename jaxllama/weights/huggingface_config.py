@@ -115,7 +115,7 @@ def read_kv_heads(fields: CheckedFields, family: Architecture, heads: int) -> in
 def read_rotary_dim(fields: CheckedFields, family: Architecture, head_dim: int) -> int | None:
     """Return how many of the `head_dim` numbers of a head rotate; None if all do.
 
-    Raise UnsupportedModel if only some do and models of `family` are not supported with that.
+    Raise UnsupportedModel if only some rotate although `family` does not allow this.
     """
     rules = fields.inner("rope_parameters" if fields.has("rope_parameters") else "rope_scaling")
     for holder in (fields, rules):
@@ -188,8 +188,8 @@ def read_mixture(
 def read_layer_specs(fields: CheckedFields, family: Architecture, layers: int) -> dict[str, Any]:
     """Return the fields `window` and `pattern` of ModelConfig for a model of `layers` layers.
 
-    `window` is the size of the sliding window, None without; `pattern` says of each layer whether
-    it has the window, rotary embedding and experts.
+    `window` is the size of the sliding window, None without. `pattern` says of each layer whether
+    it has the window, rotary embedding and experts; a pattern that repeats is given only once.
     """
     windowed = windowed_layers(fields, family, layers)
     rotated = rotated_layers(fields, family, layers)
@@ -240,7 +240,7 @@ def rotated_layers(fields: CheckedFields, family: Architecture, layers: int) -> 
 def sparse_layers(fields: CheckedFields, family: Architecture, layers: int) -> list[bool]:
     """Say of each of the `layers` layers whether its feed-forward is a mixture of experts.
 
-    It is True for all layers if `family` has no experts.
+    If `family` has no experts, all values are True, and ModelConfig ignores them.
     """
     if family.experts is None:
         return [True] * layers
@@ -314,7 +314,7 @@ def read_rope(fields: CheckedFields, rule: CheckedFields, theta: float, max_cont
 def read_longrope(
     fields: CheckedFields, rule: CheckedFields, theta: float, max_context: int
 ) -> Rope:
-    """Return Phi-3's rotary embedding, with other frequency divisors for long texts than for short.
+    """Return Phi-3's rotary embedding, which has separate frequency divisors for long texts.
 
     `rule` is the JSON object that holds the divisors, `fields` are all fields of config.json,
     `theta` is the base frequency, `max_context` the model's context length.
@@ -397,9 +397,9 @@ def read_yarn(rule: CheckedFields, theta: float, max_context: int) -> Rope:
 
 
 def trained_context(rule: CheckedFields, max_context: int) -> int:
-    """Return the context length of the model's training, before it was stretched.
+    """Return the context length that the model was trained with, before RoPE scaling extended it.
 
-    `rule` is the JSON object that describes the stretching. If it does not state the length, return
+    `rule` is the JSON object that describes the scaling. If it does not state the length, return
     `max_context`.
     """
     return rule.whole("original_max_position_embeddings", max_context, high=MAX_CONTEXT)

@@ -24,21 +24,24 @@ class Step(ABC):
 
     @abstractmethod
     def apply(self, stored: Stored) -> Stored:
-        """Convert a stored tensor, or the part of it that `source` returned; return the result."""
+        """Convert a stored tensor, or a part of one; return the result.
+
+        A part must be one that the method `source` selects.
+        """
 
     @abstractmethod
     def shape(self, shape: Shape) -> Shape:
-        """Return the shape that a tensor of this shape has after the step."""
+        """Return the shape that a tensor of shape `shape` has after the step."""
 
     @abstractmethod
     def inverse(self) -> "Step":
         """Return the step that turns the result back into the stored tensor."""
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return which part of the input has to be read to get part `index` of the result.
+        """Return which part of the input has to be read to get part `index` of the step's result.
 
-        Also return where part `index` lies in the converted part. `shape` is that of the whole
-        input. By default the whole input has to be read.
+        Also return a second index: it selects part `index` from the result of converting only the
+        part that was read. `shape` is that of the whole input. By default the whole input is read.
         """
         return whole(shape), index
 
@@ -62,10 +65,10 @@ class Transpose(Step):
         return self
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return which part of the input holds part `index` of the result.
+        """Return which part of the input to read: `index` with its last two slices swapped.
 
-        It is `index` with its last two slices swapped. Also return the index of the whole converted
-        part, because all of it is used.
+        Also return the index that selects the requested values from the converted part: all of
+        them. `shape` is not needed.
         """
         del shape
         inner = (*index[:-2], *index[:-3:-1])
@@ -79,11 +82,11 @@ class UnpairRope(Step):
     head_dim: int
 
     def apply(self, stored: Stored) -> Stored:
-        """Move the two rows of each rotated pair, now side by side, half a head apart."""
+        """Move the two rows of each rotated pair from side by side to half a head apart."""
         return move_rows(stored, self._move)
 
     def shape(self, shape: Shape) -> Shape:
-        """Return the same shape."""
+        """Return `shape` unchanged: the step only reorders rows."""
         return shape
 
     def inverse(self) -> Step:
@@ -93,7 +96,7 @@ class UnpairRope(Step):
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
         """Return which part of the input to read: the whole heads that hold the rows of `index`.
 
-        Also return the index of the requested rows within that part. `shape` is not needed.
+        Also return the index that selects the requested rows from that part. `shape` is not needed.
         """
         del shape
         rows, size = index[0], self.head_dim
@@ -135,7 +138,7 @@ class Shift(Step):
         return stored.astype(np.float32) + np.float32(self.amount)
 
     def shape(self, shape: Shape) -> Shape:
-        """Return the same shape."""
+        """Return `shape` unchanged."""
         return shape
 
     def inverse(self) -> Step:
@@ -143,9 +146,10 @@ class Shift(Step):
         return Shift(-self.amount)
 
     def source(self, index: Index, shape: Shape) -> tuple[Index, Index]:
-        """Return `index` itself, since every number stays in its place.
+        """Return `index` itself as the part of the input to read, since no value moves.
 
-        Also return the index of the whole converted part, because all of it is used.
+        Also return the index that selects the requested values from the converted part: all of
+        them. `shape` is not needed.
         """
         del shape
         return index, whole(tuple(each.stop - each.start for each in index))
@@ -163,7 +167,7 @@ def arrange(stored: Stored, steps: Sequence[Step]) -> Stored:
 
 
 def arranged_shape(shape: Shape, steps: Sequence[Step]) -> Shape:
-    """Return the shape that a tensor of this shape has after the steps; no values are needed."""
+    """Return the shape that a tensor of shape `shape` has after the steps."""
     for step in steps:
         shape = step.shape(shape)
     return shape
@@ -177,8 +181,8 @@ def inverted(steps: Sequence[Step]) -> tuple[Step, ...]:
 def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -> Stored:
     """Apply the steps to `part` of a stored tensor, and return the requested part of the result.
 
-    `part` is the part that `sources` said to read; `places` are the indices that `sources` returned
-    with it: for each step, where the requested part lies in the step's result.
+    `part` may hold more than is requested. `places` has one index per step, which selects the
+    requested part from the step's result. `sources` tells which part to read, and returns `places`.
     """
     is_flipped = False
     for step, place in zip(steps, places, strict=True):
@@ -192,8 +196,8 @@ def arrange_part(part: Stored, steps: Sequence[Step], places: Sequence[Index]) -
 def sources(index: Index, steps: Sequence[Step], shape: Shape) -> tuple[Index, list[Index]]:
     """Return which part of a stored tensor to read for part `index` of the result of the steps.
 
-    Also return one index per step: where the requested part lies in the step's result. `shape` is
-    that of the whole stored tensor.
+    Also return one index per step, for `arrange_part`: it selects the requested part from the
+    result of the step. `shape` is that of the whole stored tensor.
     """
     shapes = [shape]
     for step in steps[:-1]:

@@ -68,7 +68,7 @@ class Llama2cHeader:
 
     @property
     def kv_width(self) -> int:
-        """Return the number of outputs of the key and value matrices."""
+        """Return the number of outputs of a layer's key matrix; the value matrix has as many."""
         return self.width // self.heads * self.kv_heads
 
 
@@ -87,12 +87,12 @@ class Llama2cTensor:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes that the tensor takes in the file."""
+        """Return the number of bytes that the tensor takes in the file."""
         return self.items + self.items // self.group * FLOAT if self.group else self.items * FLOAT
 
     @property
     def kind(self) -> str:
-        """Return the element type, for display."""
+        """Return the element type as a text for display, such as "F32"."""
         return f"int8 in groups of {self.group}" if self.group else "F32"
 
 
@@ -107,7 +107,10 @@ class Llama2cCheckpoint(Checkpoint):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path` is a file that begins with the magic number or seven likely sizes."""
+        """Say whether `path` is a file that may be a llama2.c model.
+
+        Such a file begins with a magic number or, in version 0, with seven sizes of a model.
+        """
         if not path.is_file():
             return False
         file = BinaryFile(path)
@@ -134,36 +137,45 @@ class Llama2cCheckpoint(Checkpoint):
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map parameter paths to the rules that read their tensors, which have Meta's names."""
+        """Return, by parameter path, the rules that read the parameters from the file's tensors.
+
+        A parameter path is a name such as `blocks.0.attention.q.weight`; tensors have Meta's names.
+        """
         return meta_table(self._config)
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
-        """Map the name of every tensor to its stored shape."""
+        """Map the name of every tensor to its stored shape; omit tensors that are never loaded."""
         return {
             name: tensor.shape for name, tensor in self._tensors.items() if name not in FREQUENCIES
         }
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Map the name of every tensor to its element type and its bytes."""
+        """Return the element type and the size in bytes of every tensor, by the tensor's name."""
         entries = ((name, self._tensors[name]) for name in self.shapes)
         return {name: (tensor.kind, tensor.nbytes) for name, tensor in entries}
 
     def read_stored(self, name: str) -> Stored:
-        """Read one tensor; a matrix of version 2 stays packed."""
+        """Read one tensor as stored.
+
+        A matrix of a version 2 file stays packed, but becomes float32 if a scale spans two rows.
+        """
         tensor = self._tensors[name]
         return self._read_rows(tensor, 0, tensor.shape[0])
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read part `index` of one tensor; only the rows that it needs come from the file."""
+        """Read part `index` of tensor `name`; `index` has one slice per axis.
+
+        Only the rows of the tensor that this part needs are read from the file.
+        """
         tensor = self._tensors[name]
         return read_rows(index, tensor.shape, tensor.nbytes, partial(self._read_rows, tensor))
 
     def tokenizer(self) -> "Tokenizer":
-        """Build the tokenizer from the file beside the model.
+        """Build the tokenizer from its file, which is in the same folder as the model.
 
-        It is called tokenizer.bin, or tok512.bin and alike after the size of its vocabulary.
+        The file is named after the size of the vocabulary, as in tok512.bin, or is tokenizer.bin.
         """
         from jaxllama.text.sources import tokenizer_from_llama2c  # noqa: PLC0415 - heavy
 
@@ -221,7 +233,7 @@ def config_of(header: Llama2cHeader, name: str) -> ModelConfig:
 
 
 def are_sensible(head: bytes) -> bool:
-    """Say whether the first bytes of a file may be a version 0 header, which is seven sizes."""
+    """Say whether the bytes `head` begin with seven numbers that can be the sizes of a model."""
     if len(head) < SIZES.size:
         return False
     width, hidden, layers, heads, kv_heads, vocab, context = SIZES.unpack_from(head)
@@ -240,7 +252,10 @@ def are_sensible(head: bytes) -> bool:
 
 
 def read_header(file: BinaryFile) -> Llama2cHeader:
-    """Return the numbers at the start of a file; raise BadHeader unless a model can have them."""
+    """Return the header of a llama2.c file; raise BadHeader if its numbers are no model's.
+
+    Raise UnsupportedModel if the version of the file is unknown.
+    """
     where = file.path.name
     head = file.read(0, min(file.size, HEADER_SIZE)).tobytes()
     if not head.startswith(MAGIC):
@@ -271,7 +286,11 @@ def read_header(file: BinaryFile) -> Llama2cHeader:
 
 
 def read_sizes(head: bytes, where: str) -> tuple[int, ...]:
-    """Return the seven sizes in a header; raise BadHeader unless a model can have them."""
+    """Return the seven sizes that `head` begins with; raise BadHeader if they are no model's.
+
+    These are width, feed-forward width, layers, heads, key/value heads, vocabulary and context.
+    `where` is the name of the file, for the error.
+    """
     if not are_sensible(head):
         sizes = SIZES.unpack_from(head) if len(head) >= SIZES.size else ()
         raise BadHeader(

@@ -113,7 +113,7 @@ def read_adapter(path: Path, model: ModelConfig, engine: EngineConfig) -> Adapte
 
 
 def digest_of(weights: AdapterWeights) -> bytes:
-    """Return the SHA-256 of the numbers of an adapter."""
+    """Return the SHA-256 digest of the values in all matrices of an adapter."""
     digest = hashlib.sha256()
     for groups in weights.values():
         for matrices in groups.values():
@@ -129,7 +129,10 @@ def rank_of(path: Path) -> int:
 
 
 def find_file(path: Path) -> Path:
-    """Return the file with the tensors of an adapter folder; raise UnknownFormat if it has none."""
+    """Return the path of the weight file in the adapter folder `path`.
+
+    Raise UnknownFormat if this file or adapter_config.json is missing.
+    """
     if not (path / CONFIG).is_file():
         raise UnknownFormat(
             f"{path} is no adapter; expected a folder with {CONFIG} and {' or '.join(FILES)}, as "
@@ -174,8 +177,8 @@ def read_settings(fields: CheckedFields) -> AdapterSettings:
 def numbers(fields: CheckedFields, key: str, kind: type[T]) -> dict[str, T]:
     """Return field `key`, an object that maps names of layers to positive numbers.
 
-    {} if the field is absent. `kind` int refuses numbers that are not whole. Raise BadTensors or
-    UnsupportedModel if the field holds anything else.
+    Return {} if the field is absent. With `kind` int, all numbers must be whole. Raise BadTensors
+    or UnsupportedModel if the field holds anything else.
     """
     given = fields.values.get(key) or {}
     if not isinstance(given, dict):
@@ -195,7 +198,7 @@ def numbers(fields: CheckedFields, key: str, kind: type[T]) -> dict[str, T]:
 
 
 def fits(name: str, layer: str) -> bool:
-    """Say whether `name`, a layer's path or the end of one, names the layer `layer`."""
+    """Say whether `name` is the layer path `layer` or the end of it, such as `self_attn.q_proj`."""
     return layer == name or layer.endswith(f".{name.removeprefix('^')}")
 
 
@@ -231,10 +234,11 @@ def read_pairs(
 def sort_tensors(
     file: TensorFile, weights: Mapping[str, AdaptedWeight]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Map the parameter path of each adapted weight to its tensors' names, by matrix: "A" or "B".
+    """Return, by parameter path, the names of a weight's two tensors: {"A": name, "B": name}.
 
-    `weights` are the weights that adapters can change, by parameter path. Also return a message for
-    every tensor of the file that belongs to none of them.
+    `weights` are the weights that adapters can change, by parameter path; the result has those that
+    the file changes. Also return an error message for every other tensor of the file, but not for
+    biases close to 0.
     """
     found: dict[str, dict[str, str]] = {}
     problems = []

@@ -56,12 +56,12 @@ class MetaCheckpoint(Checkpoint):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path` is a folder with a params.json and a shard."""
+        """Say whether `path` is a folder with a params.json and a shard, consolidated.NN.pth."""
         return (path / PARAMS).is_file() and any(map(is_shard, path.iterdir()))
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read the pickle of every shard and the configuration."""
+        """Open a model folder: read params.json and the headers (pickles) of all shards."""
         with ExitStack() as opened:
             shards = []
             for shard in find_shards(path):
@@ -78,7 +78,10 @@ class MetaCheckpoint(Checkpoint):
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map parameter paths to the rules that join the tensors of the shards."""
+        """Return, by parameter path, the rules that join each parameter from the shards' tensors.
+
+        A parameter path is a name such as `blocks.0.attention.q.weight`.
+        """
         return meta_table(self._config, len(self._shards), self._embedding())
 
     @cached_property
@@ -88,17 +91,24 @@ class MetaCheckpoint(Checkpoint):
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Map the name of every tensor to its element type and its bytes."""
+        """Return the element type and the size in bytes of every tensor, by the tensor's name."""
         entries = ((name, self._tensor(name)) for name in self._tensors)
         return {name: (tensor.dtype, tensor.nbytes) for name, tensor in entries}
 
     def read_stored(self, name: str) -> Stored:
-        """Read one tensor of one shard in the file's own precision."""
+        """Read one tensor of one shard in the file's own precision.
+
+        `name` names both, as in `0/norm.weight`; a single shard has no number.
+        """
         shard, inner = self._tensors[name]
         return shard.read(inner)
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read part `index` of one tensor of one shard; only the rows that it needs are read."""
+        """Read part `index`, one slice per axis, of one tensor of one shard.
+
+        `name` names both, as in `0/norm.weight`; a single shard has no number. Only the rows that
+        the part needs are read from the file.
+        """
         shard, inner = self._tensors[name]
         return shard.read_part(inner, index)
 
@@ -109,7 +119,7 @@ class MetaCheckpoint(Checkpoint):
         return tokenizer_from_model(self._folder / TOKENIZER)
 
     def tokenizer_source(self) -> "TokenizerSource":
-        """Return the file tokenizer.model, for exports."""
+        """Return the tokenizer as stored, the file tokenizer.model, for exports."""
         from jaxllama.text.exchange import source_of_folder  # noqa: PLC0415 - heavy
 
         return source_of_folder(self._folder, (TOKENIZER,))
@@ -143,7 +153,7 @@ class MetaCheckpoint(Checkpoint):
 
 
 def is_shard(path: Path) -> bool:
-    """Say whether a path is named as a shard, consolidated.NN.pth, and is a file or folder."""
+    """Say whether `path` is a shard: a file consolidated.NN.pth, or a folder with its content."""
     match = SHARD_NAME.fullmatch(path.name)
     if match is None:
         return False

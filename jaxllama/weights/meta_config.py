@@ -81,8 +81,8 @@ def alias(fields: CheckedFields, key: str) -> str:
 def read_vocab(fields: CheckedFields, width: int, shapes: Mapping[str, Shape], shards: int) -> int:
     """Return the size of the vocabulary.
 
-    If the file says -1, as for Llama 1 and 2, it follows from `shapes`, those of the tensors in the
-    first of `shards` shards; `width` is the length of a hidden state.
+    If the file says -1, as for Llama 1 and 2, compute the size from `shapes`, those of the tensors
+    in the first of `shards` shards; `width` is the length of a hidden state.
     """
     stated = fields.whole("vocab_size", -1, low=-1)
     if stated > 0:
@@ -102,11 +102,11 @@ def read_vocab(fields: CheckedFields, width: int, shapes: Mapping[str, Shape], s
 def read_ffn_width(
     fields: CheckedFields, width: int, shapes: Mapping[str, Shape], shards: int
 ) -> int:
-    """Return the width of the feed-forward: as stated, by Meta's rule, or as the tensors have it.
+    """Return the width of the feed-forward: as stated, else by Meta's rule, else from `shapes`.
 
-    Meta's rule: two thirds of four times `width`, times a factor, rounded up to a multiple. `width`
-    is the length of a hidden state; `shapes` are those of the tensors in the first of `shards`
-    shards.
+    Meta's rule: 8/3 of `width`, times `ffn_dim_multiplier`, rounded up to a multiple of
+    `multiple_of`. `width` is the length of a hidden state; `shapes` are those of the tensors in the
+    first of `shards` shards.
     """
     if fields.has("hidden_dim"):
         return fields.whole("hidden_dim")

@@ -30,9 +30,10 @@ NAMES: dict[str, tuple[str, Join]] = {
 
 
 def meta_table(config: ModelConfig, shards: int = 1, embedding: Join = COLUMNS) -> dict[str, Rule]:
-    """Return the rules that read a model from `shards` shards, by parameter path.
+    """Return, by parameter path, the rules that read a model with Meta's names from its files.
 
-    `embedding` says how the shards divide the embedding.
+    A parameter path is a name such as `blocks.0.attention.q.weight`. `shards` is the number of
+    files; `embedding` says along which axis they divide the embedding.
     """
     table = {}
     for path, (name, join) in NAMES.items():

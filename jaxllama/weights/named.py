@@ -78,6 +78,6 @@ def spelled_like(name: str, names: Iterable[str]) -> str | None:
 
 
 def letters_of(name: str) -> str:
-    """Reduce a model name to the letters, digits and dots that all its spellings share."""
+    """Return a model name without case, separators and words such as "chat", for comparisons."""
     found = TUNED.fullmatch(re.sub(r"[-_: ]", "", name.lower()))
     return found[2] if found else name

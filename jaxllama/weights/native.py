@@ -108,7 +108,7 @@ class PendingWeight:
     kept: slice  # of the inputs that are read of a packed matrix, those that were asked for
 
     def result(self) -> Stored:
-        """Wait for the arrays and return the weight that they make."""
+        """Wait until the weight, or the requested part of it, is read from the disk; return it."""
         found = {part: each.result() for part, each in self.arrays.items()}
         if not self.form.bits:
             return found["value"]
@@ -137,12 +137,12 @@ class NativeCheckpoint(Checkpoint):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Say whether `path` is a folder with a manifest."""
+        """Say whether `path` is a folder with a manifest, jaxllama.json."""
         return (path / MANIFEST).is_file()
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read and check the manifest."""
+        """Open the checkpoint in the folder `path`: read and check its manifest, jaxllama.json."""
         return cls(path)
 
     @property
@@ -152,7 +152,10 @@ class NativeCheckpoint(Checkpoint):
 
     @cached_property
     def table(self) -> Mapping[str, Rule]:
-        """Map every path to the rule that reads the tensor of the same name."""
+        """Return, by parameter path, the rule that reads a weight: its tensor has the path as name.
+
+        A parameter path is a name such as `blocks.0.attention.q.weight`.
+        """
         return {
             path: Rule(path, TRANSPOSED if form.bits and path != EMBEDDING else ())
             for path, form in self._manifest.weights.items()
@@ -160,12 +163,12 @@ class NativeCheckpoint(Checkpoint):
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
-        """Map every weight to its stored shape."""
+        """Return the stored shape of every weight, by parameter path."""
         return {path: form.shape for path, form in self._manifest.weights.items()}
 
     @property
     def kinds(self) -> Mapping[str, tuple[str, int]]:
-        """Map every weight to its storage type and its bytes."""
+        """Return the storage type and the size in bytes of every weight, by parameter path."""
         names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
         return {
             path: (f"int{form.bits}" if form.bits else names[form.dtype], self._bytes[path])
@@ -174,7 +177,7 @@ class NativeCheckpoint(Checkpoint):
 
     @property
     def recommended(self) -> Mapping[str, object]:
-        """Return the sampler settings that the source recommended, by name."""
+        """Return the sampler settings that the converted model recommended, by name."""
         return self._manifest.recommended
 
     @property
@@ -183,9 +186,10 @@ class NativeCheckpoint(Checkpoint):
         return self._manifest.provenance
 
     def expect(self, paths: Sequence[str]) -> None:
-        """Plan to read the weights with these paths in advance, in this order.
+        """Plan to read the weights with these parameter paths in advance, in this order.
 
-        `_read_ahead` limits how many are in memory.
+        Reading begins with the first call of `read_stored`. The weight that it reads and those read
+        ahead take together no more memory than the largest weight of the model.
         """
         forms = self._manifest.weights
         known = [path for path in paths if path in forms]
@@ -194,7 +198,7 @@ class NativeCheckpoint(Checkpoint):
         self._next = known[::-1]
 
     def read_stored(self, name: str) -> Stored:
-        """Read one weight, and start to read the next weights that were passed to `expect`."""
+        """Read one weight; also start to read some of the weights that `expect` announced."""
         reading = self._ahead.pop(name, None)
         if reading is None:  # in another order than expected: what is ahead makes room
             self._next += reversed(self._ahead)
@@ -206,7 +210,10 @@ class NativeCheckpoint(Checkpoint):
         return reading.result()
 
     def read_part(self, name: str, index: Index) -> Stored:
-        """Read part `index` of one weight; only the chunks that it lies in come from the file."""
+        """Read part `index`, one slice per axis, of one weight.
+
+        Only the chunks of the file that hold the part are read.
+        """
         return self._start(name, index).result()
 
     def _read_ahead(self, held: int) -> None:
@@ -228,7 +235,7 @@ class NativeCheckpoint(Checkpoint):
 
     @cached_property
     def _bytes(self) -> Mapping[str, int]:
-        """Return the bytes of every weight."""
+        """Return the size in bytes of every weight, by parameter path."""
         return {path: form.nbytes for path, form in self._manifest.weights.items()}
 
     def _start(self, name: str, index: Index) -> PendingWeight:
@@ -257,7 +264,10 @@ class NativeCheckpoint(Checkpoint):
         return self.tokenizer_source().build()
 
     def tokenizer_source(self) -> "TokenizerSource":
-        """Return the tokenizer as the source had it; raise BadHeader if a file is damaged."""
+        """Return the tokenizer as the original model had it, for exports.
+
+        Raise BadHeader if a file is damaged.
+        """
         from jaxllama.text.exchange import TokenizerSource  # noqa: PLC0415 - heavy
 
         files = {name: self._file(name, digest) for name, digest in self._manifest.files.items()}
@@ -290,7 +300,10 @@ class NativeCheckpoint(Checkpoint):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check the manifest; raise BadHeader if it is wrong."""
+    """Read and check the manifest, jaxllama.json, of the checkpoint in `folder`.
+
+    Raise BadHeader if it is wrong, UnsupportedModel if it has another version.
+    """
     from jaxllama.text.exchange import FOLDER_FILES  # noqa: PLC0415 - heavy
 
     fields = read_json(folder / MANIFEST, MAX_MANIFEST)
@@ -317,10 +330,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_forms(folder: Path, manifest: Manifest, fields: CheckedFields) -> None:
-    """Raise BadHeader if the form of a weight is impossible, or the array files are too small.
+    """Raise BadHeader if a weight's form is impossible, or the array files are too small.
 
-    `folder` is the checkpoint, `manifest` lists its weights; `fields` are its JSON fields, which
-    know the file name for errors.
+    The form is shape, dtype and packing. `folder` is the checkpoint, `manifest` lists its weights;
+    `fields` are the manifest's JSON fields, used to name the file in errors.
     """
     for path, form in manifest.weights.items():
         is_packed = form.bits != 0
@@ -356,11 +369,11 @@ def is_packable(form: StoredForm) -> bool:
 
 
 def itemsize(dtype: str) -> int:
-    """Return the bytes of one number of this dtype."""
+    """Return the number of bytes that one number of this dtype takes."""
     return {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}.get(dtype, 1)
 
 
 def manifest_text(manifest: Manifest) -> bytes:
-    """Return the manifest as the indented JSON text that is written."""
+    """Return the manifest as indented JSON, encoded as bytes for its file."""
     raw = msgspec.json.encode(manifest)
     return json.dumps(json.loads(raw), indent=1).encode() + b"\n"

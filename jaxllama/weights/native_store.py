@@ -109,7 +109,7 @@ class ArrayStore:
         self._batch, self._batched = None, 0
 
     def open(self, names: Iterable[str]) -> None:
-        """Start to open these arrays, all at once; `start` waits for the one that it needs."""
+        """Start to open the arrays with these names, all at once; return without waiting."""
         import tensorstore  # noqa: PLC0415 - heavy
 
         for name in names:
@@ -170,7 +170,10 @@ class ArrayStore:
 
 @contextmanager
 def write_errors(folder: Path) -> Iterator[None]:
-    """Within the context, convert errors of TensorStore's writing to CheckpointError."""
+    """Convert errors of TensorStore in the `with` block to CheckpointError.
+
+    The error says that `folder` cannot be written.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
@@ -179,7 +182,10 @@ def write_errors(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def read_errors(folder: Path, name: str) -> Iterator[None]:
-    """Within the context, convert errors of reading array `name` to CheckpointError."""
+    """Convert errors of TensorStore in the `with` block to CheckpointError.
+
+    The error says that array `name` in `folder` cannot be read.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
@@ -189,10 +195,10 @@ def read_errors(folder: Path, name: str) -> Iterator[None]:
 
 
 def chunk_shape(value: np.ndarray) -> list[int]:
-    """Return the shape of the chunks into which the store cuts an array, at most CHUNK bytes each.
+    """Return the shape of the chunks into which the store cuts an array.
 
-    A matrix is cut along both axes. Chunks are of equal size as nearly as possible: the store pads
-    the last one.
+    A matrix is cut along both axes into chunks of about CHUNK bytes at most, as equal as possible
+    because the store pads the last one. A vector is one chunk; a stack has one per matrix.
     """
     if value.ndim != 2:  # noqa: PLR2004 - a vector is one chunk, a stack one per slice
         return [1] * (value.ndim - 2) + list(value.shape[-2:])

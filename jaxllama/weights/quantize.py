@@ -26,7 +26,7 @@ def quantize(
     *,
     minimises_error: bool = False,
 ) -> Packed:
-    """Return `matrix`, [outputs, inputs], quantised with one scale for each `group` of inputs.
+    """Return `matrix`, [outputs, inputs], quantised with one scale for every `group` inputs.
 
     `group` must divide the number of inputs. With `minimises_error`, scales are searched for the
     least squared error; without, they are set by the largest weight of their group.
@@ -77,7 +77,7 @@ def quantize_rows(
 
 
 def usual_scales(groups: Float[np.ndarray, "O G W"], bits: int) -> Float[np.ndarray, "O G"]:
-    """Return a scale for each group: its largest weight gets the code farthest from 0.
+    """Return, for each group, the scale that gives its largest weight the code farthest from 0.
 
     A group is weights that share a scale. The axes of `groups` are output, group and weight in the
     group; a code has `bits` bits.

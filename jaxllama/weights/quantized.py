@@ -50,7 +50,7 @@ class Scheme:
 
 
 def read_scheme(folder: Path, config: CheckedFields, tensors: Entries) -> Scheme | None:
-    """Return how the folder's weights are quantised; None if they are not.
+    """Return how the folder's weights are quantised with GPTQ or AWQ; None if they are not.
 
     `config` has the fields of config.json; without a scheme there, a file beside it or the tensors
     decide. Raises UnsupportedModel for a method, layout or number of bits that is not supported.
@@ -161,7 +161,7 @@ class QuantizedMatrix:
 
     @property
     def kind(self) -> str:
-        """Return the element type, for display."""
+        """Return the element type as a text for display, such as "GPTQ 4-bit"."""
         return f"{self.scheme.method.upper()} {self.bits}-bit"
 
     def read(self, index: Index, read: ReadTensor) -> Stored:
@@ -297,7 +297,7 @@ def find_quantized(tensors: Entries, scheme: Scheme | None) -> dict[str, Quantiz
     """Return every quantised matrix by the name that its dense form would have.
 
     `tensors` has all tensors of the folder by name; without a `scheme` there is no such matrix.
-    Raises BadTensors that lists all with missing or misshapen parts.
+    Raises BadTensors that lists all matrices of which a tensor is missing or has a wrong shape.
     """
     if scheme is None:
         return {}
@@ -370,10 +370,10 @@ def matrix_of(stem: str, scheme: Scheme, tensors: Entries) -> QuantizedMatrix:
 
 
 def bits_of(stem: str, scheme: Scheme, zeros: Shape, out: int) -> Bits:
-    """Return the bits per weight of the matrix `stem`, by the shape of its packed zeros.
+    """Return the bits per weight of the matrix `stem`, computed from the shape of its zero points.
 
-    `zeros` is that shape, `out` the number of outputs. Raise BadTensors if the scheme states other
-    bits, UnsupportedModel unless they are 4 or, for GPTQ, 8.
+    `zeros` is the shape of the packed zero points, `out` the number of outputs. Raise BadTensors if
+    the scheme states other bits, UnsupportedModel unless they are 4 or, for GPTQ, 8.
     """
     bits, rest = divmod(zeros[1] * WORD, out)
     if rest or not 1 <= bits <= EIGHT or (scheme.bits is not None and bits != scheme.bits):
@@ -391,7 +391,7 @@ def bits_of(stem: str, scheme: Scheme, zeros: Shape, out: int) -> Bits:
 
 
 def check_groups(stem: str, scheme: Scheme, groups: int, inward: int) -> None:
-    """Raise BadTensors unless the matrix `stem` has as many groups as the stated size gives.
+    """Raise BadTensors unless the matrix `stem` has as many groups as the stated size implies.
 
     A group is the inputs that share a scale: `groups` is the number of scales per output, `inward`
     the number of inputs. Without a stated size, `groups` must divide `inward`.

@@ -58,8 +58,9 @@ GGUF_NAMES = {
 def from_generation_config(folder: Path) -> dict[str, object]:
     """Return the sampler settings that generation_config.json recommends; {} without this file.
 
-    The keys are names of settings. Only present fields count, as in vLLM, because transformers' own
-    defaults, such as top_k 50, are not the maker's recommendation. `do_sample: false` is greedy:
+    The keys are this engine's names of the settings; an unsupported field has the key
+    `generation_config.json: <field>`. Only present fields count, as in vLLM, because transformers'
+    defaults, such as top_k 50, are not the maker's recommendation. `do_sample: false` gives
     temperature 0.
     """
     path = folder / GENERATION
@@ -87,10 +88,16 @@ def from_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
 
 
 def is_set(value: object) -> bool:
-    """Say whether a field has an effect on sampling: null, false, 0, 1, [] and {} have none."""
+    """Say whether a sampling field of generation_config.json has an effect with this value.
+
+    None, False, 0, 1, [] and {} have none.
+    """
     return value not in (None, False, 0, 1, [], {})
 
 
 def as_written(value: object) -> object:
-    """Return the short decimal number that a float32 was made from: 0.95, not 0.949999988."""
+    """Return the short decimal number that a float32 was made from: 0.95 for 0.949999988.
+
+    A value that is no float is returned unchanged.
+    """
     return float(f"{value:.6g}") if isinstance(value, float) else value

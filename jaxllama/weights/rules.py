@@ -43,7 +43,7 @@ class Join(ABC):
 
     @abstractmethod
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Join tensors to one; `parts` has each tensor, or the part of it that `sources` named."""
+        """Join tensors, or the parts of them that `sources` selects, to one tensor, in order."""
 
     @abstractmethod
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
@@ -53,8 +53,8 @@ class Join(ABC):
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
         """Return which tensors part `index` of the joined tensor needs, and which part of each.
 
-        The keys of the result are the numbers of the tensors. `index` and `shape` are those of the
-        joined tensor, `count` is the number of tensors.
+        The keys of the result are the tensors' positions, from 0 on. `index` and `shape` are those
+        of the joined tensor, `count` is the number of tensors.
         """
 
     @abstractmethod
@@ -69,11 +69,11 @@ class Concatenate(Join):
     axis: int = 0
 
     def apply(self, parts: Sequence[Stored]) -> Stored:
-        """Concatenate the tensors of all shards, `parts`, along the axis."""
+        """Concatenate `parts`, the tensors of the shards in order, along `self.axis`."""
         return concatenate(parts, self.axis)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Return the shapes of the `count` parts of a tensor of shape `shape`, cut along the axis.
+        """Return the shapes of `count` parts of a tensor of shape `shape`, cut along `self.axis`.
 
         If the size of the axis is no multiple of `count`, the first parts are larger by one.
         """
@@ -83,8 +83,8 @@ class Concatenate(Join):
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
         """Return which tensors part `index` of the joined tensor needs, and which part of each.
 
-        The keys of the result are the numbers of the tensors. `index` and `shape` are those of the
-        joined tensor, `count` is the number of tensors.
+        The keys of the result are the tensors' positions, from 0 on. `index` and `shape` are those
+        of the joined tensor, `count` is the number of tensors.
         """
         wanted = index[self.axis]
         found = {}
@@ -95,7 +95,7 @@ class Concatenate(Join):
         return found
 
     def split(self, stored: Stored, count: int) -> list[Stored]:
-        """Cut `stored` into `count` parts along the axis, of the shapes that `shapes` returns."""
+        """Cut `stored` into `count` parts of (nearly) equal size along `self.axis`."""
         shape = shape_of(stored)
         cuts = (slice(*ends) for ends in self._ranges(shape, count))
         return [part_of(stored, with_axis(whole(shape), self.axis, each)) for each in cuts]
@@ -115,14 +115,14 @@ class Stack(Join):
         return stack(parts)
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Return, for each of `count` tensors, `shape` without its first axis."""
+        """Return `shape` without its first axis, once for each of the `count` tensors."""
         return [shape[1:]] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
         """Return which tensors part `index` of the stack needs, and which part of each.
 
-        The keys of the result are the numbers of the tensors. `index` and `shape` are those of the
-        stacked tensor, `count` is the number of tensors.
+        The keys of the result are the tensors' positions, from 0 on. `index` and `shape` are those
+        of the stacked tensor, `count` is the number of tensors.
         """
         del shape, count
         return dict.fromkeys(range(index[0].start, index[0].stop), index[1:])
@@ -142,7 +142,7 @@ class Copies(Join):
         return parts[0]
 
     def shapes(self, shape: Shape, count: int) -> list[Shape]:
-        """Return the same shape for all `count` tensors."""
+        """Return a list with `shape` `count` times: all tensors have the same shape."""
         return [shape] * count
 
     def sources(self, index: Index, shape: Shape, count: int) -> dict[int, Index]:
@@ -151,7 +151,7 @@ class Copies(Join):
         return {0: index}
 
     def split(self, stored: Stored, count: int) -> list[Stored]:
-        """Return the tensor `count` times."""
+        """Return a list with `stored` `count` times."""
         return [stored] * count
 
 
@@ -182,7 +182,7 @@ class Rule:
     def __post_init__(self) -> None:
         """Raise ValueError for an impossible combination of fields.
 
-        These are several names without a `join`, or both a `join` and a `cut`.
+        Impossible are several tensor names without a `join`, and a `join` together with a `cut`.
         """
         if (len(self.names) > 1 and self.join is None) or (self.join and self.cut):
             raise ValueError(
@@ -192,7 +192,7 @@ class Rule:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of the tensors in the file."""
+        """Return the names of the tensors in the file that this weight is made from."""
         return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
 
 
@@ -299,9 +299,9 @@ def by_tensor(table: Mapping[str, Rule], paths: Iterable[str]) -> dict[tuple[str
 
 
 def inside(index: Index, cut: TensorPart | None) -> Index:
-    """Convert an index into the part `cut` of a tensor to an index into the whole tensor.
+    """Convert `index`, relative to the part `cut` of a tensor, to an index of the whole tensor.
 
-    Without a cut, the index is returned unchanged.
+    If `cut` is None, the index is returned unchanged.
     """
     if cut is None:
         return index

@@ -98,7 +98,10 @@ class SentenceFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Check every header and read the configuration; raise UnknownFormat for another model."""
+        """Open a sentence-transformers folder; raise UnknownFormat if `path` is none.
+
+        The headers of its files of weights are checked and its configuration is read.
+        """
         where = weights_folder(path)
         with ExitStack() as opened:
             kind = find_kind(where) or SAFETENSORS
@@ -146,9 +149,10 @@ class SentenceFolder:
         self.close()
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-        """Map parameter paths to names of tensors; raise BadTensors that lists all misfits.
+        """Return the name of each weight's tensor by parameter path.
 
-        `shapes` are the expected shapes by parameter path.
+        `shapes` are the expected shapes by parameter path. Raise BadTensors that lists all tensors
+        that are missing, surplus, or of another shape or type.
         """
         layers = tensor_names(self._family, self.config.layers)
         names, problems = {}, []
@@ -185,9 +189,9 @@ class SentenceFolder:
 
 
 def is_transposed(path: str) -> bool:
-    """Say whether files store a weight as [out, in].
+    """Say whether files store the weight with this parameter path as [out, in].
 
-    That is so for the matrices of transformer blocks, but not for tables of embeddings.
+    They do so for the matrices of transformer blocks, but not for tables of embeddings.
     """
     *_, layer, last = path.split(".")
     return path.startswith("blocks.") and last == "weight" and not layer.endswith("norm")
@@ -209,7 +213,7 @@ def weights_folder(path: Path) -> Path:
 
 
 def read_modules(folder: Path) -> dict[str, str]:
-    """Map the steps that modules.json lists, such as `Pooling`, to their folders.
+    """Map the modules that modules.json lists, such as `Pooling`, to the names of their folders.
 
     {} if the folder has no modules.json.
     """
@@ -252,9 +256,9 @@ def check_steps(names: list[str], count: int, where: str) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the folder of the module `name`, which is `folder` itself for an empty name.
+    """Return the folder `name` in `folder`, or `folder` itself if `name` is empty.
 
-    Raise BadHeader for anything but a plain name.
+    `name` comes from modules.json. Raise BadHeader unless it is a plain name, without slashes.
     """
     if not name:
         return folder
@@ -268,8 +272,8 @@ def inside(folder: Path, name: str) -> Path:
 def read_length(folder: Path) -> tuple[int | None, bool]:
     """Return the length limit of a text in tokens, and whether texts are converted to lower case.
 
-    The limit is None if there is none. Without the file that states it, the limit of the tokenizer
-    counts.
+    Both come from the folder's sentence_*_config.json. If this file is missing or has no limit, the
+    limit is that of tokenizer_config.json; None if there is none either.
     """
     for name in LENGTHS:
         if (folder / name).exists():
@@ -293,10 +297,10 @@ def tokenizer_limit(folder: Path) -> int | None:
 
 
 def read_pooling_step(folder: Path, prompts: SentencePrompts) -> Any:
-    """Return how hidden states become one vector, by the pooling module's config.json.
+    """Return the method that makes one vector of hidden states, such as "mean".
 
-    `prompts` are the texts put before a text: raise UnsupportedModel if there are some and their
-    tokens are to be left out of the vector.
+    `folder` is that of the pooling module. `prompts` are the texts put before a text: raise
+    UnsupportedModel if there are some and the pooling must leave out their tokens.
     """
     fields = read_json(folder / CONFIG, MAX_JSON_FILE)
     if not fields.flag("include_prompt", True) and any(prompts.texts.values()):
@@ -307,7 +311,7 @@ def read_pooling_step(folder: Path, prompts: SentencePrompts) -> Any:
 
 
 def read_prompts(folder: Path) -> SentencePrompts:
-    """Return the prompts, texts to put before a text, that the folder names."""
+    """Return the model's prompts: texts to put before an input text; empty if there are none."""
     if not (folder / PROMPTS).exists():
         return SentencePrompts()
     fields = read_json(folder / PROMPTS, MAX_JSON_FILE)

@@ -74,15 +74,15 @@ Located = Mapping[str, TensorFile]  # tensors by name, each with its file
 
 
 def find_kind(folder: Path) -> ShardKind | None:
-    """Return the kind of a folder's files of weights; None if it has none."""
+    """Return the kind of a folder's weight files: safetensors, else torch; None without any."""
     return next((kind for kind in KINDS if kind.files(folder)), None)
 
 
 def read_index(folder: Path, kind: ShardKind) -> dict[str, str] | None:
-    """Map every tensor to its shard by the folder's index; None without an index.
+    """Return the shard of every tensor, as the folder's index file lists them; None without a file.
 
-    `kind` has the name of the index and the suffix of shards. Every shard must be a plain file
-    name, so that none lies outside the folder.
+    `kind` has the name of the index file and the suffix of shards. Raise BadHeader if a shard is no
+    plain file name, so that none lies outside the folder, and CheckpointError if one is missing.
     """
     if not (folder / kind.index).exists():
         return None
@@ -111,10 +111,11 @@ def read_index(folder: Path, kind: ShardKind) -> dict[str, str] | None:
 
 
 def find_shards(folder: Path, kind: ShardKind, index: Mapping[str, str] | None) -> list[Path]:
-    """Return the files that hold the weights: the shards of the index, or the only file.
+    """Return the files that hold the weights: the shards of the index, or else the single file.
 
-    `index` maps tensors to shards; None if the folder has no index. Raise CheckpointError if the
-    folder has several files and no index.
+    `index` maps tensors to shards; None if the folder has no index. Without it, raise
+    CheckpointError unless the folder has a file of the usual name, such as model.safetensors, or
+    exactly one file of this kind.
     """
     if index is not None:
         return [folder / name for name in sorted(set(index.values()))]
@@ -160,9 +161,10 @@ def check_index(where: Path, index: Mapping[str, str], tensors: Located) -> None
 
 
 def check_unused(folder: Path, kind: ShardKind, tensors: Located) -> None:
-    """Warn about files of this kind that are not read; raise BadTensors if one repeats a tensor.
+    """Log a warning for each file of this kind in the folder that is not read.
 
-    `tensors` maps the tensors that are read to their files.
+    `tensors` maps the tensors that are read to their files. Raise BadTensors if an unread file has
+    a tensor of the same name as one of them.
     """
     used = {file.path for file in tensors.values()}
     for path in sorted(set(kind.files(folder)) - used):

@@ -36,7 +36,8 @@ def stocked() -> list[StockedModel]:
 def discard(name: str) -> StockedModel:
     """Delete the model `name` from the store and return what was deleted.
 
-    Raise CheckpointError unless exactly one model has this name, file or origin.
+    `name` may also be the name of its file, or hf:owner/name. Raise CheckpointError unless exactly
+    one model in the store matches.
     """
     models = stocked()
     found = [model for model in models if name in (model.name, model.path.name, model.origin)]
@@ -75,13 +76,13 @@ def find_models(folder: Path) -> Iterator[StockedModel]:
 def opened_path(path: Path) -> Path:
     """Return the path to open for a file or folder of the store.
 
-    It is `path` itself, or the only GGUF model in this folder.
+    It is the GGUF file if `path` is a folder with exactly one GGUF model, else `path` itself.
     """
     files = first_parts(path) if path.is_dir() else []
     return files[0] if len(files) == 1 else path
 
 
 def bytes_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files in a folder."""
+    """Return the size in bytes of a file, or of all files in and below a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(each.stat().st_size for each in files if each.is_file())

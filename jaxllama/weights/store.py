@@ -34,7 +34,7 @@ class ModelSource(Protocol):
 
     @property
     def file(self) -> str:
-        """Return the file or folder name in the store."""
+        """Return the name of the model's file or folder in the store, the folder of all models."""
 
     def is_there(self, target: Path) -> bool:
         """Say whether the store has the model at `target`, without reading it."""
@@ -53,7 +53,7 @@ class ModelSource(Protocol):
         """
 
     def model(self, target: Path) -> Path:
-        """Return the path to open, after the model was downloaded to `target`."""
+        """Return the path of the file or folder to open for the model downloaded to `target`."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ NAMES: dict[str, ModelSource] = {**MODELS}
 
 
 def recommended_for(path: Path) -> dict[str, object]:
-    """Return the sampler settings to recommend for the model at `path`, if it has a built-in name.
+    """Return the sampler settings to recommend for the model at `path`.
 
-    {} for any other model, or if no settings are known.
+    {} unless it is a downloaded model that this engine knows by a short name, with known settings.
     """
     for name, source in NAMES.items():
         if path.name == source.file and source.is_there(path):
@@ -243,9 +243,9 @@ def remove(target: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within the context, hold the store's lock: one process at a time writes to the store.
+    """Within the context, hold the lock of the model store: one process at a time writes to it.
 
-    Also deletes unfinished files of processes that were killed.
+    `folder` is that of the store. Unfinished downloads of killed processes are deleted first.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -259,9 +259,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Within the context, convert errors of the disk to DownloadFailed.
+    """Within the context, convert each OSError to DownloadFailed.
 
-    The error names JAXLLAMA_HOME as a remedy.
+    Its message advises to set JAXLLAMA_HOME, the folder of models.
     """
     try:
         yield

@@ -21,14 +21,14 @@ CHUNK = 1 << 24  # bytes of whole rows that are in memory while columns are cut 
 
 
 def whole(shape: Shape) -> Index:
-    """Return the index of all of a tensor of this shape."""
+    """Return the index that selects all of a tensor of this shape."""
     return tuple(slice(0, size) for size in shape)
 
 
 def bounded(index: Index, shape: Shape) -> Index:
-    """Return the index with every start and stop as a number.
+    """Return `index` with numbers in place of starts and stops that are None or negative.
 
-    Raises ValueError if it does not name a part: too few slices, a step, or nothing inside.
+    Raise ValueError unless `index` has one slice, not empty and without a step, per dimension.
     """
     ends = [each.indices(size) for each, size in zip(index, shape, strict=False)]
     if len(index) != len(shape) or any(start >= stop or by != 1 for start, stop, by in ends):
@@ -40,7 +40,7 @@ def bounded(index: Index, shape: Shape) -> Index:
 
 
 def shape_of(stored: Stored) -> Shape:
-    """Return the shape that a tensor has in the file; of a Packed matrix [out, in]."""
+    """Return the shape that a tensor has in the file; for a Packed (quantized) matrix [out, in]."""
     if not isinstance(stored, Packed):
         return stored.shape
     *outer, inward, outward = stored.shape
@@ -50,7 +50,8 @@ def shape_of(stored: Stored) -> Shape:
 def part_of(stored: Stored, index: Index) -> Stored:
     """Return part `index` of a tensor as a copy, but the tensor itself if the part is all of it.
 
-    Raises ValueError if the part separates inputs of a Packed matrix that share a scale.
+    Raise ValueError if the part cuts a group of inputs of a Packed (quantized) matrix that share a
+    scale, or if only some inputs of a matrix with reordered inputs are wanted.
     """
     if index == whole(shape_of(stored)):
         return stored
@@ -70,10 +71,10 @@ def part_of(stored: Stored, index: Index) -> Stored:
 
 
 def between_groups(inputs: slice, packed: Packed) -> slice:
-    """Return the range of groups that a range of inputs covers; a group shares one scale.
+    """Return the range of quantization groups that a range of inputs of a matrix covers.
 
-    Raise ValueError if the range `inputs` cuts a group, or if the inputs of `packed` are
-    reordered (field `order`) and the range is not all of them.
+    The inputs of a group share one scale. Raise ValueError if the range `inputs` cuts a group, or
+    if the inputs of `packed` are reordered (field `order`) and the range is not all of them.
     """
     width, group = packed.shape[-2], packed.group
     if (inputs.start, inputs.stop) == (0, width):
@@ -89,9 +90,9 @@ def between_groups(inputs: slice, packed: Packed) -> slice:
 
 
 def concatenate(parts: Sequence[Stored], axis: int) -> Stored:
-    """Join tensors along the axis `axis`, counted as in the file.
+    """Join the tensors `parts` along the axis `axis` that they have in the file.
 
-    `parts` are the tensors. Matrices that are packed in different ways become dense float32.
+    Matrices that are quantized (Packed) in different ways become dense float32.
     """
     if len(parts) == 1:
         return parts[0]
@@ -105,7 +106,7 @@ def concatenate(parts: Sequence[Stored], axis: int) -> Stored:
 
 
 def stack(parts: Sequence[Stored]) -> Stored:
-    """Join tensors along a new first axis; matrices packed in different ways become float32."""
+    """Join tensors along a new first axis; differently quantized matrices become float32."""
     packed = alike(parts)
     if not packed:
         return np.stack([unpacked(each) for each in parts])
@@ -121,7 +122,10 @@ def unstack(stored: Stored) -> list[Stored]:
 
 
 def alike(parts: Sequence[Stored]) -> list[Packed]:
-    """Return `parts` if all are Packed matrices of the same form, else []."""
+    """Return `parts` if all are matrices that are quantized in the same way, else [].
+
+    The same are bits, group size, order of inputs, and whether there are minima.
+    """
     packed = [each for each in parts if isinstance(each, Packed)]
     kinds = {
         (
@@ -140,10 +144,10 @@ def merged(
     join: Callable[[list[np.ndarray]], np.ndarray],
     order: np.ndarray | None,
 ) -> Packed:
-    """Return one Packed matrix made of several of the same form.
+    """Return one matrix made of `parts`, matrices that are quantized in the same way.
 
-    `parts` are these matrices. `join` makes one array from a list of them and is applied to codes,
-    scales and minima. `order` is the order of inputs in the result; None: the original order.
+    `join` makes one array of a list of arrays; it is called for the codes, the scales and the
+    minima of all parts. `order` is the order of inputs in the result; None: the original order.
     """
     minima = [each.minima for each in parts if each.minima is not None]
     return dataclasses.replace(
@@ -156,9 +160,10 @@ def merged(
 
 
 def minima_around_middle(scales: np.ndarray) -> np.ndarray:
-    """Return the minima of four-bit codes whose code 8 stands for the weight 0: -8 times the scale.
+    """Return the minimum of each group of a four-bit matrix: -8 times the group's scale.
 
-    NumPy multiplies float16 slowly, so the products are looked up in a table.
+    The code 8 then stands for the weight 0, as weight = scale * code + minimum. NumPy multiplies
+    float16 slowly, so the products are looked up in a table.
     """
     if scales.dtype == np.float16:
         return np.take(products_of_halves(), scales.view(np.uint16), mode="clip")
@@ -177,12 +182,15 @@ def products_of_halves() -> np.ndarray:
 
 
 def unpacked(stored: Stored) -> np.ndarray:
-    """Return a tensor as a dense array, with its axes in the order of the file."""
+    """Return a tensor as a dense array, dequantized, with its axes in the order of the file."""
     return dense_of(stored).swapaxes(-1, -2) if isinstance(stored, Packed) else stored
 
 
 def move_rows(stored: Stored, move: Callable[[np.ndarray], np.ndarray]) -> Stored:
-    """Return a tensor with its rows permuted by `move`; for a Packed matrix, in all its arrays."""
+    """Return a tensor with its rows permuted by `move`, which permutes the rows of one array.
+
+    For a quantized matrix, `move` is called for its codes, its scales and its minima.
+    """
     if not isinstance(stored, Packed):
         return move(stored)
     return with_rows(stored, lambda array: move(np.asarray(array)))

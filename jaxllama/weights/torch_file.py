@@ -186,7 +186,7 @@ class TorchFile:
             )
 
     def _read_tensors(self) -> dict[str, TorchTensor]:
-        """Return every tensor by name; refuse a checkpoint that holds anything else."""
+        """Return every tensor by name; raise BadHeader if the checkpoint holds anything else."""
         where = f"{self._parts.where}: {PICKLE}"
         size = self._parts.size(PICKLE)
         if size is None or size > MAX_PICKLE:
@@ -233,9 +233,9 @@ def rows_of(tensor: TorchTensor, start: int, stop: int) -> TorchTensor:
 
 
 def strided(elements: np.ndarray, tensor: TorchTensor) -> np.ndarray:
-    """Return a tensor as a contiguous array, made by the strides that `tensor` states.
+    """Return a tensor as a contiguous array, with the shape and the strides that `tensor` states.
 
-    `elements` are the stored numbers from its first element to its last one.
+    `elements` are the stored numbers from the tensor's first element to its last one.
     """
     if not elements.size:
         return np.zeros(tensor.shape, elements.dtype)
@@ -247,7 +247,7 @@ def strided(elements: np.ndarray, tensor: TorchTensor) -> np.ndarray:
 
 
 def check_form(file: BinaryFile) -> None:
-    """Raise UnsupportedModel for torch's older formats, BadHeader for what is no zip file."""
+    """Raise UnsupportedModel for a file of torch before 1.6, BadHeader for another non-zip file."""
     head = file.read(0, min(file.size, TAR_OFFSET + len(TAR_MAGIC))).tobytes()
     if head.startswith(MAGIC):
         return

@@ -104,7 +104,7 @@ class TorchTensor:
 
     @property
     def span(self) -> int:
-        """Return the number of elements from the first to the last one, both included."""
+        """Return the length of the range of the storage that holds the tensor, in elements."""
         if 0 in self.shape:
             return 0
         return 1 + sum(
@@ -134,7 +134,9 @@ class PickledDict:
 def read_torch_pickle(raw: bytes, where: str) -> PickledDict:
     """Return the dict that a torch checkpoint's pickle describes.
 
-    Raises BadHeader for a damaged pickle, UnsupportedModel for a name or opcode not allowed.
+    `raw` is the pickle, which is read without running any of its code; errors name the file
+    `where`. Raise BadHeader for a damaged pickle, UnsupportedModel for a name or opcode that is not
+    allowed.
     """
     value = Machine(raw, where).run()
     if not isinstance(value, PickledDict):
@@ -173,7 +175,7 @@ class Machine:
         return self._result()
 
     def take(self, count: int) -> bytes:
-        """Return the next `count` bytes of the pickle."""
+        """Read and return the next `count` bytes of the pickle; raise BadHeader at its end."""
         part = self._raw[self._at : self._at + count]
         if len(part) != count:
             self.refuse(f"ends at byte {len(self._raw)}, inside of an opcode or before its end")
@@ -181,11 +183,11 @@ class Machine:
         return part
 
     def number(self, layout: str) -> Any:
-        """Return the next number of the pickle, in a layout of `struct` such as `<I`."""
+        """Return the next number of the pickle; `layout` is a format of `struct`, such as `<I`."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def line(self) -> str:
-        """Return the text of the pickle up to the next line feed."""
+        """Read the text of the pickle up to the next line feed; return it without the line feed."""
         end = self._raw.find(b"\n", self._at, self._at + MAX_NAME + 1)
         if end < 0:
             self.refuse(f"has a name without end, or longer than {MAX_NAME} bytes")
@@ -194,7 +196,7 @@ class Machine:
         return text
 
     def text(self, count: int) -> str:
-        """Return the next `count` bytes of the pickle as text."""
+        """Read the next `count` bytes of the pickle and return them as text (UTF-8)."""
         try:
             return self.take(count).decode("utf-8")
         except UnicodeDecodeError:
@@ -205,7 +207,7 @@ class Machine:
         self._stack.append(value)
 
     def pop(self) -> Any:
-        """Take the last value off the stack and return it; refuse to go below a mark."""
+        """Pop the top value and return it; raise BadHeader if none lies above the last mark."""
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             self.refuse("takes a value from an empty stack")
         return self._stack.pop()
@@ -226,7 +228,7 @@ class Machine:
         return values
 
     def remember(self, index: int | None = None) -> None:
-        """Store the value on top of the stack in the memo; by default under the next number."""
+        """Store the value on top of the stack in the memo under `index`; None: the next number."""
         value = self.pop()
         self._stack.append(value)
         if len(self._memo) >= MAX_MEMO:
@@ -281,7 +283,10 @@ class Machine:
         return target
 
     def name(self, module: object, name: object) -> None:
-        """Push the allowed object `name` of `module`; raise UnsupportedModel for any other one."""
+        """Push a stand-in for the class or function `name` of `module`; nothing is imported.
+
+        Raise UnsupportedModel unless it is one of the few that are allowed.
+        """
         if module == "torch" and isinstance(name, str) and name in STORAGE_TYPES:
             self.push(StorageType(name, STORAGE_TYPES[name]))
             return
@@ -299,7 +304,7 @@ class Machine:
     def call(self) -> None:
         """Call the function below the top of the stack with the arguments on top; push the result.
 
-        Only an empty dict and a tensor can be made; every other call is refused.
+        Only an empty dict and a tensor can be made; every other call raises BadHeader.
         """
         arguments, function = self.pop(), self.pop()
         if not isinstance(arguments, PickledList) or not arguments.is_tuple:
@@ -324,14 +329,14 @@ class Machine:
                 self.refuse("has a persistent id that describes no storage")
 
     def set_state(self) -> None:
-        """Take the attributes of a dict, such as versions of modules, off the stack; drop them."""
+        """Take a dict's attributes, such as versions of modules, off the stack and ignore them."""
         state, target = self.pop(), self.pop()
         if not (isinstance(state, PickledDict) and isinstance(target, PickledDict)):
             self.refuse(f"sets the state of {described(target)}; expected a dict")
         self.push(target)
 
     def check_protocol(self) -> None:
-        """Read the version of the pickle protocol; refuse one that is not known."""
+        """Read the version of the pickle protocol; raise BadHeader if it is not known."""
         version = self.take(1)[0]
         if version not in PROTOCOLS:
             self.refuse(f"has protocol {version}; expected {PROTOCOLS[0]} to {PROTOCOLS[-1]}")
@@ -350,7 +355,10 @@ class Machine:
         return value
 
     def _tensor(self, arguments: list[object]) -> TorchTensor:
-        """Make a tensor from the arguments of torch's function; refuse one beyond its storage."""
+        """Make a tensor from the arguments of torch's `_rebuild_tensor_v2`.
+
+        Raise BadHeader for wrong arguments, or if the tensor extends beyond its storage.
+        """
         if len(arguments) not in REBUILD_ARGUMENTS:
             self.refuse(f"makes a tensor of {len(arguments)} arguments; expected 6 or 7")
         storage, offset = arguments[:2]
@@ -366,7 +374,7 @@ class Machine:
         return self._checked(TorchTensor(storage, offset, shape, strides))
 
     def _checked(self, tensor: TorchTensor) -> TorchTensor:
-        """Return the tensor; refuse one that leaves its storage or repeats elements of it."""
+        """Return `tensor` unchanged; raise BadHeader if its storage has too few elements for it."""
         held = tensor.storage.items
         if tensor.offset + tensor.span > held or tensor.elements > held:
             self.refuse(

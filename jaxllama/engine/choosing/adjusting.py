@@ -51,11 +51,12 @@ def adjust(
     rows: Rows,
     logits: Float[Array, "S V"],
 ) -> AdjustedLogits:
-    """Apply all adjusters, the samplers that change single logits, to the rows of logits.
+    """Apply all adjusters, the samplers that change single logits, to the logits of all rows.
 
-    Also returns which rows had no NaN or +inf before. `kinds`, `sets` and `bank` hold the class,
-    the token sets and the knobs of each adjuster by its name; `ops` are the kernels' operations on
-    logits.
+    Returns the new logits, and for each row whether no NaN or +inf was found in the old ones.
+    `kinds`, `sets` and `bank` map the name of each adjuster to its class, its token sets and its
+    knobs for all rows. `rows` has the tokens and settings of the rows; `ops` are the kernels'
+    operations on logits.
     """
     on = {name: rows.active & acts(kind, bank[name], rows) for name, kind in kinds.items()}
     adjusting = Adjusting(kinds, sets, bank, rows, on)

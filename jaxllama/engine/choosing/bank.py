@@ -40,11 +40,12 @@ class SamplerBank:
     ) -> None:
         """Order the samplers; raise BrokenPlugin or KnobClash for samplers that cannot be used.
 
-        `vocab` is the number of tokens of the model. `candidates` is the number of likeliest tokens
-        that filters get at first. `top_logprobs` is the length of a list of likely tokens. `body`
-        names the kernels. `texts` returns the text of every token, for samplers with token sets.
-        Without `trial` the samplers are not traced here; `Programs` traces them before it compiles
-        programs.
+        `samplers` has the classes by name. `vocab` is the number of tokens of the model,
+        `candidates` the number of likeliest tokens that filters get at first, `top_logprobs` the
+        number of likeliest tokens listed for a row that requests log-probabilities, `body` the name
+        of the set of kernels. `texts` returns the text of every token, for samplers that select
+        tokens by their text. Without `trial` the samplers are not traced here, but later, by a call
+        of `try_samplers`.
         """
         self.knobs = catalogue(samplers)
         self.vocab = vocab
@@ -80,9 +81,10 @@ class SamplerBank:
 
     @cached_property
     def sets(self) -> dict[str, Sets]:
-        """The token sets of each sampler as masks, by the sampler's name.
+        """Return a mask of the vocabulary for each token set, by sampler name, then field name.
 
-        They are constants of the compiled programs.
+        A token set has the tokens whose text passes a test; a sampler declares it in a field of its
+        class. The masks are constants of the compiled programs.
         """
         kinds, texts = self.samplers.items(), self._texts() if self.has_sets else ()
         return {name: learn(name, kind, texts, self.vocab) for name, kind in kinds}
@@ -104,7 +106,7 @@ class SamplerBank:
     def check(self, knobs: Mapping[str, object]) -> None:
         """Raise InvalidParameter for an unknown parameter of samplers, or for a wrong value.
 
-        `knobs` are the values by name.
+        `knobs` has the values of a request's sampler parameters by name.
         """
         for name, value in knobs.items():
             if name not in self.knobs:
@@ -116,7 +118,9 @@ class SamplerBank:
     ) -> frozenset[str]:
         """Return the names of the samplers that act in a row with these knobs.
 
-        `is_constrained`: the row has a constraint, for which some samplers act without a knob.
+        `knobs` has the values of a request's sampler parameters by name. `is_constrained`: the
+        request constrains its output, for example to a JSON schema, for which some samplers act
+        without a knob.
         """
         found = {
             self._owners[name]
@@ -126,11 +130,17 @@ class SamplerBank:
         return frozenset(found | self._constraining if is_constrained else found)
 
     def remembers(self, knobs: Mapping[str, object]) -> bool:
-        """Say whether a sampler keeps state from token to token in a row with these knobs."""
+        """Say whether a sampler that `knobs` turn on keeps state from token to token.
+
+        `knobs` has the values of a request's sampler parameters by name.
+        """
         return not self.observers.isdisjoint(self.switched_on(knobs))
 
     def row(self, knobs: Mapping[str, object]) -> Bank:
-        """Encode knobs that `check` accepted as one row: a sampler per name, with NumPy arrays."""
+        """Return the knobs of one row, encoded: every sampler by its name, with NumPy arrays.
+
+        `knobs` has the values of a request's sampler parameters by name. Call `check` before.
+        """
         return {
             name: self._off[name]
             if knobs_of(kind).keys().isdisjoint(knobs)
@@ -139,12 +149,16 @@ class SamplerBank:
         }
 
     def empty(self, slots: int) -> Bank:
-        """Return a bank of `slots` rows, with every sampler off, as NumPy arrays."""
+        """Return encoded knobs of `slots` rows with every sampler off.
+
+        Knobs are samplers' parameters. The result has every sampler by its name, with NumPy arrays.
+        """
         return jax.tree.map(lambda leaf: np.repeat(leaf[None], slots, axis=0), self._off)
 
     def write(self, bank: Bank, slot: Int32[Array, ""], row: Bank) -> Bank:
-        """Return the bank with the row of `slot` replaced; traceable by JAX, consumes `bank`.
+        """Return `bank` with the row of one slot replaced by `row`; traceable by JAX.
 
-        `row` has the knobs of one row, as the method `row` returns them.
+        Both hold every sampler by its name: `bank` with the encoded knobs of all rows, `row` with
+        those of one row, as the method `row` returns them.
         """
         return jax.tree.map(lambda leaf, new: leaf.at[slot].set(new), bank, row)

@@ -98,8 +98,8 @@ class TokenChooser:
     ) -> tuple[Bank, ChosenTokens]:
         """Choose one token per row; return the bank with new sampler state, and the tokens.
 
-        `bank` holds each sampler's knobs and state for all rows; `logits` are the model's, and
-        `rows` what else samplers may read.
+        `bank` holds each sampler's knobs and state for all rows. `logits` are the model's. `rows`
+        holds the other facts that samplers may read: tokens, temperature, seed.
         """
         rows = with_chances(rows, self.samplers)
         asks = rows.active & (rows.top_logprobs >= 0) if self.lists else jnp.zeros_like(rows.active)
@@ -134,7 +134,8 @@ class TokenChooser:
     def _draw(self, bank: Bank, ready: AdjustedRows) -> Draws:
         """Draw a token in rows with a temperature above 0, and take the likeliest in the others.
 
-        `bank` holds each sampler's knobs and state; `ready` holds the logits after the adjusters.
+        `bank` holds each sampler's knobs and state. `ready` holds the logits after the adjusters,
+        the samplers that change logits first.
         """
         certainty = jnp.zeros_like(ready.best)
         alone = list_padded(ready.likeliest[:, None], certainty[:, None], self.top_logprobs)
@@ -214,8 +215,8 @@ class TokenChooser:
         """Return `draws` with `shown` filled, for rows in which no shaper acts.
 
         A shaper is a sampler that changes all logits of a row. For each shaper that observes drawn
-        tokens, `shown` has the log-probability of the drawn token before that shaper. Without an
-        active shaper, this is the final log-probability.
+        tokens, `shown` has the log-probability of the drawn token before that shaper acts. As none
+        acts in these rows, that is the final log-probability.
         """
         memories = [name for name, kind in self.shapers.items() if remembers(kind)]
         return draws._replace(shown=dict.fromkeys(memories, draws.logprob))
@@ -272,9 +273,9 @@ def draw_from_all(
 ) -> Draws:
     """Draw a token from the whole vocabulary in every active row.
 
-    `weighted` has the logits, temperatures and active rows; `chances` are the random numbers in [0,
-    1) that decide; `ops` are the kernels' operations. Also lists the `size` likeliest tokens of the
-    rows in the mask `listing`.
+    `weighted` has the logits, temperatures and active rows. `chances` has one random number from 0
+    to 1 per row, which decides the draw. `ops` are the kernels' operations. Also lists the `size`
+    likeliest tokens of the rows in the mask `listing`.
     """
     token, log_total = ops.draw(
         weighted.logits, weighted.best, weighted.heat, chances, weighted.active

@@ -34,7 +34,7 @@ MAX_TEXT = 256  # characters of one phrase
 
 
 def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
-    """Return the specification of every knob of all samplers, by the knob's name.
+    """Return the declaration of every knob (parameter) of all samplers, by the knob's name.
 
     Raises KnobClash if a name is taken twice, BrokenPlugin for a declaration that cannot work.
     """
@@ -70,9 +70,10 @@ def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
 
 
 def fault_in(spec: KnobSpec) -> str | None:
-    """Return the mistake in the declaration of a knob, a sampler's parameter.
+    """Return what is wrong in the declaration of a knob, or None if nothing is.
 
-    It is the end of an error message; None if there is no mistake.
+    A knob is a sampler's parameter. The text ends an error message that begins with the knob's
+    name.
     """
     listed = spec.by_token or spec.tokens or spec.phrases
     if spec.kind not in DTYPES:
@@ -87,9 +88,10 @@ def fault_in(spec: KnobSpec) -> str | None:
 
 
 def fault_in_bounds(spec: KnobSpec) -> str | None:
-    """Return the mistake in the declared bounds or width of a knob, a sampler's parameter.
+    """Return what is wrong in the declared bounds or width of a knob, or None if nothing is.
 
-    None if there is no mistake.
+    A knob is a sampler's parameter; its width is the most entries of a list. The text ends an error
+    message that begins with the knob's name.
     """
     if spec.width is not None and spec.width < 1:
         return f"has width {spec.width}; it must be at least 1"
@@ -99,9 +101,10 @@ def fault_in_bounds(spec: KnobSpec) -> str | None:
 
 
 def fault_in_text(spec: KnobSpec, text: KnobText) -> str | None:
-    """Return the mistake in the declaration of a knob for texts; None if there is no mistake.
+    """Return what is wrong in the declaration of a knob whose value is a text, or None.
 
-    A knob is a sampler's parameter; `spec` is its declaration, `text` the part of it for texts.
+    A knob is a sampler's parameter; `spec` is its declaration, `text` the field `spec.text`. The
+    returned text ends an error message that begins with the knob's name.
     """
     if spec.width is None or spec.tokens or spec.phrases or spec.by_token:
         return "has a text; it needs a width, and cannot list tokens"
@@ -111,10 +114,10 @@ def fault_in_text(spec: KnobSpec, text: KnobText) -> str | None:
 
 
 def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
-    """Raise InvalidParameter unless the knob `name` accepts `value`; None always means `off`.
+    """Raise InvalidParameter unless the knob `name` accepts `value`; None is always accepted.
 
-    A knob is a sampler's parameter, declared by `spec`. `vocab` is the number of tokens of the
-    model.
+    A knob is a sampler's parameter, declared by `spec`; None leaves it off. `vocab` is the number
+    of tokens of the model.
     """
     if value is None:
         return
@@ -132,8 +135,8 @@ def check_knob(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
 def check_text(name: str, value: object, spec: KnobSpec, text: KnobText) -> None:
     """Raise InvalidParameter unless `value` is a text that the knob can encode.
 
-    A knob is a sampler's parameter; `name` is its name for the message, `spec` its specification
-    and `text` the part of this for texts.
+    A knob is a sampler's parameter; `name` is its name for the message, `spec` its declaration,
+    `text` the field `spec.text`, which encodes the value as numbers.
     """
     if not isinstance(value, str) or not value:
         raise InvalidParameter(
@@ -153,8 +156,8 @@ def check_text(name: str, value: object, spec: KnobSpec, text: KnobText) -> None
 def check_list(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
     """Raise InvalidParameter unless `value` is a list whose length and items `spec` allows.
 
-    A knob is a sampler's parameter; `name` is its name for the message, `vocab` the number of
-    tokens of the model.
+    `spec` is the declaration of a knob, a sampler's parameter; `name` is its name for the message,
+    `vocab` the number of tokens of the model.
     """
     if not isinstance(value, list | tuple):
         raise InvalidParameter(f"{name} is {value!r}; expected a list", name)
@@ -205,7 +208,8 @@ def check_mapping(name: str, value: object, spec: KnobSpec, vocab: int) -> None:
     """Raise InvalidParameter unless `value` maps token ids to numbers that the knob accepts.
 
     A token id may be written as a text of digits, as in JSON. A knob is a sampler's parameter;
-    `name` is its name for the message, `vocab` the number of tokens of the model.
+    `name` is its name for the message, `spec` its declaration, `vocab` the number of tokens of the
+    model.
     """
     if not isinstance(value, Mapping):
         raise InvalidParameter(
@@ -238,8 +242,8 @@ def check_width(name: str, entries: int, spec: KnobSpec, what: str = "entries") 
 def check_item(name: str, value: object, spec: KnobSpec) -> None:
     """Raise InvalidParameter unless `value` is one number or boolean that the knob accepts.
 
-    A knob is a sampler's parameter. Checks its bounds and the range of its array type. `name` is
-    the knob's name for the message.
+    A knob is a sampler's parameter; `name` is its name for the message, `spec` its declaration. A
+    number must lie within the declared bounds, and fit in int32 or float32.
     """
     if spec.kind is bool:
         if not isinstance(value, bool):
@@ -252,10 +256,10 @@ def check_item(name: str, value: object, spec: KnobSpec) -> None:
 
 
 def token_id(name: str, key: object) -> int:
-    """Convert a key of a knob's mapping, an int or plain decimal digits, to a token id.
+    """Return the token id that `key` stands for: an int, or a text of plain decimal digits.
 
-    A knob is a sampler's parameter. Raises InvalidParameter for any other key; `name` is the knob's
-    name for the message.
+    `key` is a key of the mapping that a request gives for a knob, a sampler's parameter. Raises
+    InvalidParameter for any other key; `name` is the knob's name for the message.
     """
     if isinstance(key, int) and not isinstance(key, bool):
         return key
@@ -316,11 +320,12 @@ def encode_state(start: object) -> np.ndarray:
 
 
 def begin_row(name: str, kind: type[Sampler], knobs: Mapping[str, object]) -> Sampler:
-    """Build a sampler's values for one row: encoded knobs, and the state at the first token.
+    """Return a sampler with the values of one row: encoded knobs, and state at the first token.
 
-    `kind` is the sampler's class, `knobs` are the request's values by name. The sampler's method
-    `start` may change the state. Raises BrokenPlugin if `start` fails, or if it does not return a
-    sampler of this class with arrays of the same shapes.
+    `name` and `kind` are the sampler's name and class; `knobs` has the request's parameters by
+    name, and a missing one is off. The sampler's own method `start` may change the state. Raises
+    BrokenPlugin if `start` fails, or does not return a sampler of this class with arrays of the
+    same shapes.
     """
     specs, sets = knobs_of(kind), token_sets_of(kind)
     leaves = {
@@ -353,7 +358,10 @@ def switches_on(kind: type[Sampler], knobs: Mapping[str, object]) -> bool:
 
 
 def turns_on(value: object, spec: KnobSpec) -> bool:
-    """Say whether this value of a knob turns its sampler on; None means `off`."""
+    """Say whether `value` of a knob, a sampler's parameter, turns the sampler on; None does not.
+
+    `spec` is the declaration of the knob.
+    """
     if not spec.switch or value is None:
         return False
     leaf, off = encode_knob(value, spec), encode_knob(None, spec)

@@ -95,7 +95,7 @@ def logprob_if(
 ) -> Float[Array, " S"]:
     """Return the log-probability of each row's token; 0 in rows outside the mask `active`.
 
-    It is computed from `logits` by `ops`, and only if some row is active.
+    The kernels' operations `ops` compute it from `logits`, and only if some row is active.
     """
 
     def logprob() -> Array:

@@ -39,15 +39,18 @@ class Rows(NamedTuple):
 
 
 def every_token(slots: int, vocab: int) -> UInt32[np.ndarray, "S W"]:
-    """Return a value for `Rows.allowed`: every token is allowed in each of `slots` rows."""
+    """Return a bit mask that allows every token of the vocabulary in each of `slots` rows.
+
+    It has one bit per token, packed in words of 32 bits, and is a value for `Rows.allowed`.
+    """
     return np.full((slots, -(-vocab // 32)), ALL_OF_WORD, np.uint32)
 
 
 def context(row: Rows, name: str, total: Float[Array, ""] | None = None) -> Context:
     """Return the Context that the sampler `name` gets beside the logits of one row.
 
-    `row` is one row of Rows, without the slot axis. `total` is the log-sum-exp of the logits that a
-    shaper is called with, None for other samplers.
+    `row` is one row of Rows, without the slot axis. `total` is the log-sum-exp of the logits, for a
+    shaper (a sampler that changes all logits of a row), and None for other samplers.
     """
     return Context(
         row.tokens,
@@ -62,10 +65,10 @@ def context(row: Rows, name: str, total: Float[Array, ""] | None = None) -> Cont
 
 
 def chance(row: Rows, name: str | None = None) -> Float[Array, ""]:
-    """Return one uniform random number for one row: for the draw, or for the sampler `name`.
+    """Return one uniform random number for one row: for the sampler `name`, or for the draw.
 
-    It depends on the row's seed and length alone, so no other row and no other installed sampler
-    can change it.
+    `name` None means the draw of the token. The number depends on the row's seed and length alone,
+    so no other row and no other installed sampler can change it.
     """
     key = key_of(row)
     return random_numbers.uniform(
@@ -106,7 +109,7 @@ def code_of(name: str) -> UInt32[Array, ""]:
 def some(on: Iterable[Bool[Array, " S"]], rows: Rows) -> Bool[Array, " S"]:
     """Return a mask of the rows in which at least one of the masks `on` is true.
 
-    Of `rows`, only their number counts; it is needed if `on` is empty.
+    `rows` only tells the number of rows, which is needed if `on` is empty.
     """
     return functools.reduce(jnp.logical_or, on, jnp.zeros_like(rows.active))
 
@@ -119,8 +122,8 @@ def is_warm(rows: Rows) -> Bool[Array, " S"]:
 def is_asked(sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
     """Return a mask of the rows in which a sampler acts.
 
-    That is where its knobs turn it on or, for a sampler that applies constraints, where the row has
-    a constraint.
+    `sampler` holds its knobs (parameters) for all rows. A sampler that applies constraints acts
+    where a row has a constraint; any other sampler acts where a knob turns it on.
     """
     if not (isinstance(sampler, Adjuster) and sampler.constrains):
         return switched_on(sampler)
@@ -130,7 +133,10 @@ def is_asked(sampler: Sampler, rows: Rows) -> Bool[Array, " S"]:
 
 
 def switched_on(sampler: Sampler) -> Bool[Array, " S"]:
-    """Return a mask of the rows in which a knob that turns this sampler on differs from `off`."""
+    """Return a mask of the rows in which a knob (parameter) of the sampler turns it on.
+
+    `sampler` holds its knobs for all rows.
+    """
     knobs = knobs_of(type(sampler)).items()
     return jnp.any(
         jnp.stack([is_set(getattr(sampler, name), spec) for name, spec in knobs if spec.switch]),
@@ -150,7 +156,10 @@ def is_set(leaf: Array | Pairs, spec: KnobSpec) -> Bool[Array, " S"]:
 
 
 def where_rows(on: Bool[Array, " S"], new: T, old: T) -> T:
-    """Return `new` in the rows where the mask `on` is true, else `old`; trees of arrays [S ...]."""
+    """Return `new` in the rows where the mask `on` is true, else `old`.
+
+    Both are trees of arrays whose first axis is the rows.
+    """
     return jax.tree.map(
         lambda a, b: jnp.where(on.reshape(-1, *[1] * (b.ndim - 1)), a.astype(b.dtype), b), new, old
     )

@@ -59,8 +59,8 @@ def plan(
     """Decide for each row which shapers act before the filters, and which after them.
 
     A shaper is a sampler that changes all logits of a row; a filter is a sampler that drops tokens.
-    In rows outside the mask `active` no shaper acts. `kinds` and `shapers` hold the class and the
-    knobs of each shaper by its name.
+    In rows outside the mask `active` no shaper acts. `kinds` has each shaper's class by its name,
+    `shapers` its knobs.
     """
     on = {name: active & switched_on(shapers[name]) for name in kinds}
     late = {
@@ -79,12 +79,12 @@ def shape(
     heat: Float[Array, " S"],
     totals_of: TotalsOf,
 ) -> tuple[Float[Array, "S C"], dict[str, Shown]]:
-    """Apply the shapers in order where `on` is true, and divide by the temperature `heat`.
+    """Apply the shapers to the rows of logits, in order, and divide by the temperature `heat`.
 
-    A shaper is a sampler that changes all logits of a row. `kinds` has the shapers' classes by
-    name, `shaping` their knobs, `on` the mask of rows for each. `totals_of` returns the log-sum-exp
-    of rows. The temperature is applied just before the first shaper of order 0 or more. Also
-    returns, by name, the input of each shaper that observes drawn tokens.
+    A shaper is a sampler that changes all logits of a row. `kinds` has each shaper's class by its
+    name, `shaping` its knobs, `on` the mask of rows in which it acts. `totals_of(logits, rows)`
+    returns the log-sum-exp of rows. The temperature is applied just before the first shaper of
+    order 0 or more. Also returns, by name, the input of each shaper that observes drawn tokens.
     """
     shown: dict[str, Shown] = {}
     is_heated = False
@@ -113,8 +113,9 @@ def shape_one(
     """Apply one shaper, `which` (name and class), in the rows where `on` is true.
 
     A shaper is a sampler that changes all logits of a row; `shaping` holds its knobs, and
-    `totals_of` returns the log-sum-exp of rows. A row of which the shaper would keep no token stays
-    unchanged. Also returns the log-sum-exp of the logits before, in these rows.
+    `totals_of(logits, rows)` returns the log-sum-exp of rows. A row stays unchanged if the shaper
+    would drop all its tokens. Returns the new logits, and the log-sum-exp of `logits` in these
+    rows.
     """
     name, kind = which
 
@@ -155,12 +156,12 @@ def in_place_if(condition: Bool[Array, ""], change: Callable[[T], T], old: T) ->
 def shape_early(
     ops: Choosing, kinds: ShaperKinds, shaping: Shaping, weighted: WeightedLogits
 ) -> WeightedLogits:
-    """Apply the shapers that act before the filters, and the temperature in their rows.
+    """Apply the shapers that act before the filters; apply the temperature in the same rows.
 
-    A shaper is a sampler that changes all logits of a row. Returns `weighted`, the logits with
-    their temperatures, with both changed: in these rows `heat` is then 1, because the logits are
-    divided already. `kinds` has the shapers' classes by name, `shaping` their knobs and rows; `ops`
-    are the kernels' operations.
+    A shaper is a sampler that changes all logits of a row. Returns `weighted` with new logits in
+    these rows; they are divided by the temperature, so the temperature `heat` of these rows is 1 in
+    the result. `kinds` has the shapers' classes by name, `shaping` their knobs and rows; `ops` are
+    the kernels' operations.
     """
     on = weighted.active & some(shaping.early.values(), shaping.rows)
 
@@ -225,10 +226,12 @@ class LateShaping(NamedTuple):
         *,
         is_heated: bool = False,
     ) -> Draws:
-        """Apply the shapers `kinds` in order, with the temperature at its place, then draw.
+        """Apply the temperature and the remaining shapers in order, then draw a token per row.
 
-        Shapers are samplers; `kinds` are (name, class) of those still to apply, `logits` are those
-        after the shapers before. `is_heated`: the temperature is applied already.
+        A shaper is a sampler that changes all logits of a row. `kinds` has name and class of the
+        remaining shapers; `logits` is the result of the shapers before them. The temperature is
+        applied before the first shaper of order 0 or more, unless `is_heated` says that it was
+        applied already.
         """
         for place, (name, kind) in enumerate(kinds):
             if kind.order >= 0 and not is_heated:
@@ -248,10 +251,10 @@ class LateShaping(NamedTuple):
     ) -> Draws:
         """Apply the shaper `which` (name and class), then draw a token with `draw_rest`.
 
-        A shaper is a sampler that changes all logits of a row; `draw_rest(logits)` applies those
-        after it and draws. The shaper observes the draw, so the drawn token's log-probability in
-        its input is added to the result's `shown`, by its name (0 in rows where it does not act).
-        If it acts in no row, only `draw_rest` runs.
+        A shaper is a sampler that changes all logits of a row; `draw_rest(logits)` applies the next
+        shapers and draws. The shaper `which` observes drawn tokens. So `shown[name]` of the result
+        has the log-probability that the drawn token had before this shaper, 0 in rows where it does
+        not act.
         """
         name, on = which[0], self.shaping.late[which[0]]
 
@@ -269,9 +272,10 @@ class LateShaping(NamedTuple):
 
 
 def remembers(kind: type[Shaper]) -> bool:
-    """Say whether a shaper, a kind of sampler, observes drawn tokens.
+    """Say whether shapers of this class observe drawn tokens and always act after the filters.
 
-    It then needs their log-probability in its input.
+    A shaper is a sampler that changes all logits of a row. If both are true, the engine tells the
+    shaper the probability that the drawn token had before the shaper acted.
     """
     return kind.last and kind.observe is not Sampler.observe
 
@@ -290,10 +294,11 @@ def log_totals(
 def shown_at(
     shown: Mapping[str, Shown], on: RowsOn, place: Int32[Array, " S"]
 ) -> dict[str, Float[Array, " S"]]:
-    """Return each shaper's log-probability of the token at index `place` of its input, by row.
+    """Return the log-probability of each row's token in each shaper's input, by shaper name.
 
-    A shaper is a sampler; `shown` has the inputs and `on` the mask of rows in which it acts, both
-    by its name. 0 in other rows.
+    A shaper is a sampler that changes all logits of a row. `place` is the index of the token in its
+    row of logits. `shown` has each shaper's input, `on` the mask of rows in which it acts; other
+    rows get 0.
     """
     return {
         name: jnp.where(on[name], at(given.logits, place) - given.totals, 0.0)

@@ -103,11 +103,11 @@ def draw_survivors(
 def narrow(
     ops: Choosing, kinds: Mapping[str, type[Filter]], given: CandidateRows, width: int
 ) -> tuple[Best, Bool[Array, " S"]]:
-    """Apply the filters in order to the `width` likeliest candidates of each row.
+    """Apply the filters in order to the `width` likeliest tokens of each row, the candidates.
 
-    `kinds` are the filters' classes by name, `given` holds their knobs and the logits, `ops` are
-    the kernels' operations. Also returns a mask of the rows in which a filter kept even the last
-    candidate, so that it might keep tokens beyond them.
+    Returns the candidates that remain, and a mask of the rows in which a filter kept even the last
+    candidate, so that it might keep further tokens. `kinds` has the filters' classes by name,
+    `given` their knobs and the logits; `ops` are the kernels' operations.
     """
     ids, logits, log_total = ops.best_candidates(
         given.logits, given.best, given.early, given.active, width
@@ -155,11 +155,12 @@ def kept_by(
 def totals_for(
     name: str, kind: type[Filter], given: CandidateRows, best: Best, fresh: Bool[Array, " S"]
 ) -> tuple[Float[Array, " S"], Int32[Array, " S"]]:
-    """Return entropy and number of the remaining candidates, where the filter `name` needs them.
+    """Return entropy and number of the remaining candidates, in rows where a filter needs them.
 
-    `kind` is the filter's class, `given` holds its knobs, `best` the remaining candidates. `fresh`
-    marks the rows in which no other filter has been applied yet. Other rows get an entropy of 0 and
-    a number that may be too large.
+    In rows where it does not, the entropy is 0 and the number may be too large. `name` and `kind`
+    are the filter's name and class, `given` holds its knobs, `best` the remaining candidates. In
+    rows of the mask `fresh` no other filter has been applied yet, so all tokens of the vocabulary
+    count.
     """
     if kind.needs_totals is Filter.needs_totals:
         return spread(best, given, fresh)
@@ -207,9 +208,9 @@ def pick(
 ) -> Draws:
     """Draw one token per row among the candidates that the filters left in `best`.
 
-    Filters and shapers are samplers. First applies the temperature and the shapers `kinds` that
-    come after the filters; `given` holds their knobs, `ops` are the kernels' operations. Also lists
-    the `listed` likeliest tokens of each row.
+    First applies the temperature and the shapers that come after the filters; a shaper is a sampler
+    that changes all logits of a row. `kinds` has the shapers' classes by name, `given` their knobs;
+    `ops` are the kernels' operations. Also lists the `listed` likeliest tokens of each row.
     """
     # Relative to the best survivor again: a filter may have dropped the likeliest.
     relative = best.logits - best.logits[:, :1]

@@ -23,8 +23,8 @@ def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> S
 
     A token is in the set if its text passes the set's test. `name` and `kind` are the sampler's
     name and class. `texts` are the texts of the tokens; of the `vocab` tokens, those after the last
-    text are in no set. Raises BrokenPlugin if a test fails, or if the sampler is no Adjuster, which
-    alone may have sets.
+    text are in no set. Raises BrokenPlugin if a test fails, or if a sampler with sets is not an
+    Adjuster.
     """
     tests = token_sets_of(kind)
     if tests and not issubclass(kind, Adjuster):
@@ -46,5 +46,9 @@ def learn(name: str, kind: type[Sampler], texts: Sequence[str], vocab: int) -> S
 
 
 def informed(sampler: S, sets: Sets) -> S:
-    """Return a copy of a sampler with the masks of its token sets, from `sets`, in its fields."""
+    """Return a copy of a sampler with the masks of its token sets filled in.
+
+    A token set has the tokens whose text passes a test that the sampler declares. `sets` has a mask
+    of the vocabulary for each, by the name of the sampler's field.
+    """
     return dataclasses.replace(sampler, **sets) if sets else sampler  # type: ignore[type-var]

@@ -24,9 +24,9 @@ WIDE = (np.float64, np.int64)  # the default types of NumPy
 def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
     """Raise BrokenPlugin unless JAX can trace the sampler and it returns the right shapes.
 
-    `row` is the sampler with the values of one row; `vocab` is the number of tokens and
-    `candidates` that of the candidates for filters. A sampler that passed is not traced again with
-    the same name and sizes.
+    `row` is the sampler with the values of one row. `vocab` is the number of tokens of the model,
+    `candidates` the number of tokens that a filter gets. A sampler that passed is not traced again
+    with the same name and sizes.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.result_type(x)), row)
     trace_all(name, shapes, vocab=vocab, candidates=candidates)
@@ -34,10 +34,11 @@ def try_sampler(name: str, row: Sampler, *, vocab: int, candidates: int) -> None
 
 @functools.lru_cache(maxsize=256)  # a failure is raised and not kept
 def trace_all(name: str, row: Sampler, *, vocab: int, candidates: int) -> None:
-    """Trace `__call__` and `observe` of a sampler; raise BrokenPlugin if one fails.
+    """Trace `__call__` and `observe` of a sampler; raise BrokenPlugin for an error.
 
-    `row` is the sampler with shapes and types in place of values; `vocab` is the number of tokens
-    and `candidates` that of the candidates for filters.
+    A wrong shape or type of a result is an error, too. `row` is the sampler with shapes and types
+    in place of values. `vocab` is the number of tokens of the model, `candidates` the number of
+    tokens that a filter gets.
     """
 
     def call(sampler: Sampler) -> Array:

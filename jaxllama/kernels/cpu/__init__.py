@@ -149,7 +149,10 @@ def row_cost() -> float:
 
 
 def prompt_tile(slots: int) -> int:
-    """Return the number of prompt rows that go through the kernels together, with any `slots`."""
+    """Return the number of prompt rows that the kernels compute together.
+
+    It is the same for any number of `slots`.
+    """
     del slots
     return AMX_PROMPT_TILE if library.isa() == "amx" else PROMPT_TILE
 

@@ -34,10 +34,11 @@ class HalfAdapters:
     def delta(
         self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
     ) -> Float[Array, "L O"]:
-        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
+        """Return scale * (norm(x) · a) · b with the LoRA matrices a, b of each row's adapter, or 0.
 
-        `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
-        outputs of the group's weights, which all multiply x, lie side by side.
+        The result is 0 in rows without adapter. `norm` None: x is used as it is. `rows` has the
+        adapter's number and scale for each row. The outputs of the group's weights, which all
+        multiply x, lie side by side.
         """
         width = sum(each.shape[2] for each in self.b)
         weight, eps = (None, 0.0) if norm is None else norm
@@ -58,7 +59,7 @@ class HalfAdapters:
         a: Float[Array, "I W"],
         b: Sequence[Float[Array, "R _"]],
     ) -> "HalfAdapters":
-        """Return the arrays with adapter `number` replaced by its matrices.
+        """Return the adapter arrays in which `a` and `b` are the LoRA matrices of adapter `number`.
 
         `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group, the weights
         that multiply the same rows.

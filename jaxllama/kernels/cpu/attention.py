@@ -85,7 +85,7 @@ def call(
 
     `name` is the kernel, `given` are its arguments before the cache, `width` is the number of
     floats in an output row, `room` the shapes of the scratch arrays that the kernel needs. `window`
-    limits the columns, None: no limit.
+    limits how many cache columns a row attends to, None: all.
     """
     library.loaded()
     results = [jax.ShapeDtypeStruct((given[0].shape[0], width), jnp.float32), *room]
@@ -106,8 +106,8 @@ def query_heads(
 ) -> int:
     """Return the number of query heads; raise ValueError for arrays that no kernel can take.
 
-    `qkv` has [query heads, key heads, value heads] side by side; `window` is a number of columns or
-    None.
+    `qkv` has [query heads, key heads, value heads] side by side. `window` limits how many cache
+    columns a row attends to, None: all.
     """
     check_cache(cache)
     _, kv_heads, _, size = cache[0].shape
@@ -157,8 +157,8 @@ def require(array: Array, shape: tuple[int, ...], dtype: str, name: str) -> None
 def require_axes(array: Array, axes: str, name: str) -> None:
     """Raise ValueError unless the array has as many axes as `axes` has words.
 
-    `axes` names each axis, separated by spaces; it and `name`, the array's name, are for the
-    message.
+    `axes` has the names of the axes, separated by spaces; `name` is the name of the array. Both are
+    shown in the message.
     """
     if array.ndim != len(axes.split()):
         raise ValueError(f"{name} is {list(array.shape)}; [{axes}] expected")

@@ -44,11 +44,12 @@ def best_candidates(
     active: Bool[Array, " S"],
     count: int,
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-    """Return ids and scaled logits of the `count` largest logits of each row, and its total.
+    """Return ids and scaled logits of each row's `count` largest logits, and a total per row.
 
     A scaled logit is (logit - best) / heat, where `best` is the row's largest logit and `heat` its
-    temperature; the total is the log-sum-exp of all of them. Only rows in the mask `active` are
-    used. Reads the logits once, and a second time in groups that hold candidates.
+    temperature; the best comes first. The total is the log-sum-exp of the scaled logits of the
+    whole vocabulary. Only rows in the mask `active` are used. Reads the logits once, and a second
+    time in groups that hold candidates.
     """
     rows, vocab = check(logits, active=active, best=best, heat=heat)
     if not 1 <= count <= vocab:
@@ -114,7 +115,10 @@ def logprob(
 def set_aside(
     logits: Float[Array, "S V"], active: Bool[Array, " S"]
 ) -> tuple[Float[Array, "S V"], Float[Array, "S V"]]:
-    """Return the logits themselves, and a copy of the active rows."""
+    """Return the logits, which the caller may change in place, and a copy of active rows.
+
+    `active` is the mask of rows to copy.
+    """
     check(logits, active=active)
     whole = shape(jnp.float32, *logits.shape)
     same, copy = run("set_aside", (logits, active), [whole, whole], [], {0: 0})
@@ -202,7 +206,7 @@ def run(
 
 
 def check(logits: Array, **per_row: Array) -> tuple[int, int]:
-    """Return the numbers of rows and of tokens in the vocabulary.
+    """Check arrays for a kernel; return the number of rows and the size of the vocabulary.
 
     Raises ValueError for arrays that the kernels would refuse at run time. `per_row` are arrays
     with one number per row.

@@ -60,10 +60,11 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 def tiles_of(group: MatrixGroup, to: Placement) -> list[Tiled]:
     """Tile the matrices of a group: weights of 32 outputs lie together, as the kernels read them.
 
-    A group is matrices that multiply the same rows. Returns one set of tiles, or one for each kind
-    of storage in a group whose outputs are used apart, such as queries, keys and values. Where
-    matrices of different kinds must share a set, they become float32. On several devices, each gets
-    its part of the queries, keys and values. `to` is the devices and the dtype of dense weights.
+    A group is matrices that multiply the same rows. Returns one set of tiles, in which matrices of
+    different storage (dtype, bits) become float32. If the group's outputs are used apart, as
+    queries, keys and values are, returns one set per kind of storage instead. On several devices,
+    there is one set, in which each device has its part of the queries, keys and values. `to` is the
+    devices and the dtype of dense weights.
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
@@ -101,9 +102,11 @@ def experts_side_by_side(group: MatrixGroup) -> MatrixGroup:
 
 
 def kept(value: HostMatrix, dtype: str, *, by_output: bool) -> HostMatrix:
-    """Return a dense matrix in `dtype`, or a packed one as it is if the kernels take it.
+    """Return the matrix `value` in a form that the kernels take.
 
-    A packed matrix that they do not take becomes dense: [in, out], or [out, in] with `by_output`.
+    A packed (quantized) matrix stays as it is if the kernels take it. Otherwise it becomes dense:
+    [in, out], or [out, in] with `by_output`. A dense matrix is converted to `dtype`; STORED: its
+    dtype is kept.
     """
     if isinstance(value, Packed):
         if can_tile(value):
@@ -126,9 +129,9 @@ def kind_of(matrix: HostMatrix) -> object:
 def side_by_side(
     how: Callable[..., Tiled], matrices: list[HostMatrix], biases: list[Any], which: Sequence[int]
 ) -> Tiled:
-    """Lay some matrices, and their biases, out as one matrix in the layout of the C++ kernels.
+    """Store some matrices and their biases as one matrix in the layout of the C++ kernels.
 
-    Their outputs lie side by side. `which` has their indices in `matrices`; they must be stored
+    Their outputs lie side by side. `which` has their indices in `matrices`; all must be stored
     alike. `how` is the function for the layout: `tile`, or `tile_pair` for gate and up, whose
     outputs alternate. `biases` has one entry per matrix, None if it has no bias.
     """
@@ -155,8 +158,8 @@ def order_of(matrix: HostMatrix) -> np.ndarray | None:
 def place_tiled(tiled: Tiled, axes: Axes, mesh: Mesh) -> Tiled:
     """Place a tiled matrix on the devices of a mesh, split by outputs or by inputs.
 
-    `axes` are the logical axes of its inputs and outputs, which decide. Raises ConfigError if the
-    matrix does not divide over the devices.
+    `axes` are the logical names of its input axis and its output axis, which decide how it is
+    split. Raises ConfigError if the matrix does not divide over the devices.
     """
     inward, outward = axes
     by_output, by_input = RULES[outward], RULES[inward]

@@ -43,7 +43,7 @@ def isa() -> str:
 
 
 def has_tiles() -> bool:
-    """Say whether AMX multiplies the rows of prompts; it rounds differently from decode steps."""
+    """Say whether prefill uses AMX or its emulation, which round differently from decode steps."""
     return isa() in ("amx", "emulated")
 
 

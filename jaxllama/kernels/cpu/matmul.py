@@ -45,11 +45,11 @@ def normed_swiglu(
     active: ActiveRows = None,
     add: Float[Array, "L G"] | None = None,
 ) -> Float[Array, "L F"]:
-    """Return silu(norm(x) · gate) * (norm(x) · up); `gate_up` is a matrix made by `tile_pair`.
+    """Return silu(norm(x) · gate) * (norm(x) · up); the tiles of `gate_up` hold both matrices.
 
     `norm` is the weight of the norm, None: x is used as it is; `eps` is the norm's epsilon. `add`
-    [L, 2 * F] is added to the products of gate and up, which lie side by side. Rows that are not in
-    the mask `active` become 0 (None: all are active).
+    [L, 2 * F] is added to the products: its first half to that of gate, its second to that of up.
+    Rows that are not in the mask `active` become 0 (None: all are active).
     """
     if not gate_up.paired:
         raise ValueError("normed_swiglu needs gate and up in one matrix; make it with tile_pair")
@@ -72,10 +72,11 @@ def matmul_expert(
     expert: tuple[Int[Array, ""], int],
     active: ActiveRows,
 ) -> Float[Array, "L O"]:
-    """Return x · weight of one expert; for a pair of matrices, silu(x · gate) * (x · up).
+    """Return x · weight for one expert of a mixture of experts.
 
-    `weights` hold the matrices of all experts side by side; `expert` is (index of the expert,
-    number of experts). Rows that are not in the mask `active` become 0 (None: all are active).
+    `weights` hold the matrices of all experts side by side; if they are pairs of gate and up, the
+    result is silu(x · gate) * (x · up). `expert` is (index of the expert, number of experts). Rows
+    that are not in the mask `active` become 0 (None: all are active).
     """
     number, count = expert
     outward = weights.shape[1]
@@ -104,9 +105,9 @@ def matmul_expert(
 
 
 def take_rows(weight: Tiled, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-    """Return the weights of some outputs, which are the embeddings of `tokens`, as float32.
+    """Return the embeddings of `tokens` in float32; `weight` is the embedding matrix.
 
-    Ids past the end are clamped.
+    Token ids past the end of the vocabulary are clamped.
     """
     if weight.paired or weight.order is not None:
         raise ValueError("rows can be taken of a plain matrix only: not paired, not reordered")
@@ -130,9 +131,10 @@ def multiply(
 ) -> Float[Array, "L O"]:
     """Call the C++ matmul kernel: norm(x) · weight + bias + residual, in float32.
 
-    If `weight` holds a pair of matrices, gate and up, the result is silu(gate) * up of their
-    products. `norm` is the weight of the norm and `eps` its epsilon. `norm` and `residual` None:
-    left out. `active` None: all rows are active; others become 0.
+    If `weight` holds a pair of matrices, the result is silu(sum for gate) * (sum for up), and
+    `residual` has the summands of both side by side. `norm` is the weight of the norm and `eps` its
+    epsilon. `norm` or `residual` None: left out. Rows that are not in the mask `active` become 0
+    (None: all are active).
     """
     check(x, norm, weight, residual)
     if x.shape[0] == 0:
@@ -157,10 +159,10 @@ def multiply(
 
 
 def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -> None:
-    """Raise ValueError at trace time for arrays that the kernel would refuse at run time.
+    """Raise ValueError unless the arguments of a matmul are float32 and fit the shape of `weight`.
 
-    They are the arguments of `multiply`: `norm` is the norm's weight and `residual` a summand, None
-    without.
+    `x` are the rows, `norm` is the weight of the norm, and `residual` is added to the product; None
+    for `norm` or `residual`: there is none.
     """
     inward, outward = weight.shape
     expected = {
@@ -179,8 +181,8 @@ def check(x: Array, norm: Array | None, weight: Tiled, residual: Array | None) -
 def stored(weight: Tiled) -> tuple[Array, Array, Array]:
     """Return the codes, scales and steps of a matrix as arguments of the C++ kernels.
 
-    Where a matrix has steps, a scale is a number in the scales array times a step. An empty array
-    stands for an array that the matrix does not have.
+    Steps are small whole numbers; where a matrix has them, an actual scale is an element of the
+    scales array times a step. An empty array stands for an array that the matrix does not have.
     """
     scales = or_empty(weight.scales, jnp.uint16)
     return weight.codes, scales, or_empty(weight.steps, jnp.uint8)
@@ -189,7 +191,8 @@ def stored(weight: Tiled) -> tuple[Array, Array, Array]:
 def attributes(weight: Tiled) -> dict[str, np.int64]:
     """Return the static arguments of a C++ kernel that describe how a matrix is stored.
 
-    These are its kind of storage, the blocks that share a scale, and the code that means 0.
+    They are its kind of storage (the index in KINDS), the number of blocks of 32 inputs that share
+    a scale, and the code that means 0.
     """
     return {
         "kind": np.int64(KINDS.index(weight.kind)),

@@ -71,19 +71,22 @@ class Tiled:
 
     @property
     def shared(self) -> int:
-        """Return how many inputs must be on one device, as they share a scale or its factor."""
+        """Return how many consecutive inputs share a scale or a factor of it.
+
+        A split over devices must keep them together.
+        """
         return EIGHT * BLOCK if self.steps is not None else self.group
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of all arrays."""
+        """Return the size of all arrays together, in bytes."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
 
 def untile(tiled: Tiled) -> Float[np.ndarray, "I O"]:
     """Return the matrix [in, out] that the tiles store, without rounding, in float32.
 
-    Of paired matrices, returns both side by side.
+    If the tiles hold a pair of matrices (gate and up), returns both side by side.
     """
     codes = np.asarray(tiled.codes)
     count, blocks = codes.shape[:2]
@@ -133,8 +136,9 @@ def low_bits(tiled: np.ndarray) -> np.ndarray:
 def high_bits(kind: Kind, tiled: np.ndarray) -> np.ndarray:
     """Return the bits of one tile's codes above the low four, shifted so that `|` adds them.
 
-    `kind` is how the matrix is stored, `tiled` has the bytes that hold these bits. The axes are
-    those of the result of `low_bits`; four-bit codes have no such bits and give 0.
+    `kind` is how the matrix is stored, `tiled` has the bytes that hold these bits. The result is
+    [blocks, 2 halves of the inputs, 4 quarters of a half, 2 halves of the outputs, 16 outputs, 4
+    inputs]. Four-bit codes have no such bits: the result is [0].
     """
     if kind == "q4":
         return np.zeros(1, np.uint8)

@@ -49,8 +49,8 @@ def tile(
 
     A tile holds the weights of 32 outputs. Dense matrices are [in, out] and may be views (a
     transposed embedding); their type is kept. `biases` has one entry per matrix, or none at all.
-    `order` is the input of each stored row, None if they are in order. The result holds NumPy
-    arrays.
+    order[r] is the index of the input that row r of the matrices multiplies; None: input r. The
+    result holds NumPy arrays.
     """
     offsets = np.cumsum([0, *(count_outputs(each) for each in matrices)])
     places = [OutputPlace(int(offset), -1) for offset in offsets[:-1]]
@@ -64,10 +64,10 @@ def tile_pair(
     biases: Sequence[np.ndarray | None] = (),
     order: np.ndarray | None = None,
 ) -> Tiled:
-    """Tile gate and up for `normed_swiglu`: every tile has sixteen outputs of each.
+    """Tile gate and up together, for a fused SwiGLU kernel: every tile has 16 outputs of each.
 
-    `biases` has one entry for each of the two, or none at all; `order` is the input of each stored
-    row, None if they are in order.
+    `biases` has one entry for each of the two, or none at all. order[r] is the index of the input
+    that row r of the matrices multiplies; None: input r.
     """
     if count_outputs(gate) != count_outputs(up):
         raise ValueError(f"gate has {count_outputs(gate)} outputs and up has {count_outputs(up)}")
@@ -77,11 +77,11 @@ def tile_pair(
 
 
 def can_tile(matrix: PackedMatrix) -> bool:
-    """Say whether a packed matrix can be stored in tiles of 32 outputs with the same values.
+    """Say whether a packed matrix can be stored in tiles of 32 outputs without changing its values.
 
-    The number of inputs and the number that share a scale must be multiples of 32. With six-bit
-    codes, 16 inputs must share a scale, and every scale must be exactly a float16 times a signed
-    byte.
+    The number of inputs must be a multiple of 32, and so must the number of inputs that share a
+    scale. With six-bit codes, 16 inputs must share a scale instead, and every scale must be exactly
+    a float16 times a signed byte.
     """
     least, width = least_group(matrix.bits), matrix.codes.shape[1] * codes_per_byte(matrix.bits)
     if matrix.group % least or width % BLOCK:
@@ -132,11 +132,11 @@ def tile_matrices(
     biases: Sequence[np.ndarray | None],
     order: np.ndarray | None,
 ) -> Tiled:
-    """Tile matrices of one kind, together with their biases: a tile has 32 of their outputs.
+    """Tile matrices, all packed or all dense, with their biases: a tile has 32 of their outputs.
 
-    `places` says for each matrix where its outputs go; `outward` is the number of all outputs (if
-    paired, of one matrix); `biases` has one entry per matrix, or none at all; `order` is the input
-    of each stored row, None if they are in order.
+    `places` says for each matrix where its outputs go; `outward` is the number of all outputs (for
+    gate and up in shared tiles, of one of them); `biases` has one entry per matrix, or none at all.
+    order[r] is the index of the input that row r of the matrices multiplies; None: input r.
     """
     paired = places[0].turn >= 0
     count = -(-outward // (HALF if paired else TILE))
@@ -204,9 +204,10 @@ def is_symmetric(scales: np.ndarray, minima: np.ndarray) -> bool:
 
 
 def unify_inputs(sources: list[TilingInput]) -> list[TilingInput]:
-    """Return the matrices with equal zero codes and scale dtypes, and minima in all or in none.
+    """Convert packed matrices so that they can share tiles; their values do not change.
 
-    A zero code is the code that means 0. Raises ValueError if bits, groups or widths differ.
+    Then the same code means 0 in all, their scales have one dtype, and all or none have minima.
+    Raises ValueError if they differ in bits, in the number of inputs or in the inputs per scale.
     """
     first = sources[0]
     for each in sources:
@@ -282,10 +283,11 @@ def tile_packed(sources: list[TilingInput], places: Sequence[OutputPlace], count
 def tile_halves(
     sources: list[TilingInput], places: Sequence[OutputPlace], codes: np.ndarray
 ) -> Tiled:
-    """Build a six-bit matrix from its tiled codes, with one signed step for 16 inputs.
+    """Build the tiles of six-bit matrices from their tiled codes and from their scales.
 
-    Eight blocks of inputs share one unit: scale = unit * step. `sources` has the scales of each
-    matrix, `places` says where its outputs go, `codes` are the tiled codes of all.
+    A scale is stored as unit * step: 16 inputs share a step (a signed byte), 256 inputs a unit.
+    `sources` has the scales of each matrix, `places` says where its outputs go, `codes` are the
+    tiled codes of all. Raises ValueError if a scale is not exactly such a product.
     """
     count, blocks = codes.shape[:2]
     found = [split_into_signed_steps(each) for each in sources]
@@ -436,7 +438,7 @@ def tile_biases(
 def validate_order(order: np.ndarray, width: int) -> np.ndarray:
     """Return `order` as int32; raise ValueError unless it is a permutation of 0..width - 1.
 
-    It is the input of each stored row of a matrix with `width` inputs.
+    order[r] is the index of the input that row r of a matrix with `width` inputs multiplies.
     """
     if order.shape != (width,) or not np.array_equal(np.sort(order), np.arange(width)):
         raise ValueError(f"the order must name each of {width} inputs once")

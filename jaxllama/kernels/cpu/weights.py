@@ -45,8 +45,8 @@ class TiledWeight(UnfusedWeight):
     ) -> Float[Array, "L O"]:
         """Return norm(x) · weight + the bias in the tiles + add, in float32.
 
-        `bias` is ignored. `norm` or `add` None: left out. Only rows in the mask `active` are used,
-        None: all.
+        `bias` is ignored. `norm` or `add` None: left out. Only the result's rows in the mask
+        `active` have a meaning; None: all rows.
         """
         del bias  # in the tiles
         tiled = self.parts[0]
@@ -69,9 +69,9 @@ class TiledWeight(UnfusedWeight):
     ) -> Float[Array, "L O"]:
         """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both products.
 
-        These tiles hold both matrices. `norm` None: x is used as it is. `add` has the summands of
-        both side by side, None: nothing is added. Only rows in the mask `active` are used, None:
-        all.
+        This weight holds both matrices; `group` lists them, for the widths of their outputs. `norm`
+        None: x is used as it is. `add` has the summands of both side by side, None: nothing is
+        added. Only the result's rows in the mask `active` have a meaning; None: all rows.
         """
         if activation != "silu":
             return super().gated(x, group, norm=norm, activation=activation, add=add, active=active)
@@ -81,7 +81,8 @@ class TiledWeight(UnfusedWeight):
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Return the embedding of every token; `vocab` is the vocabulary size over all devices.
 
-        Where the vocabulary is split, each device looks up its own tokens.
+        Where the vocabulary is split over devices, each looks up the tokens of its own part, and
+        the results are added up, so that every device has all embeddings.
         """
         (tiled,) = self.parts
         return take_split(partial(matmul.take_rows, tiled), tokens, tiled.shape[1], vocab)

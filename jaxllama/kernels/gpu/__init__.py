@@ -55,10 +55,10 @@ def refuses(model: ModelConfig, parts: int) -> str:
 
 
 def adapters_of(shape: AdapterShape, to: Placement) -> AdapterGroup:
-    """Make the adapter arrays of one group of weights, filled with zeros.
+    """Make the LoRA adapter arrays of one group of weights, filled with zeros.
 
     A group is weights that multiply the same rows. `shape` has the sizes, `to` is the devices.
-    Raises ConfigError if several devices share the model.
+    Raises ConfigError if the weights are split over several devices.
     """
     parts = to.mesh.shape["model"]
     if parts > 1:

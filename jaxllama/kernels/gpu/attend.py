@@ -59,9 +59,9 @@ class StepShape(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """Return the number of query heads per key/value head, rounded up for tensor cores.
+        """Return the number of query heads per key/value head, rounded up to a power of two.
 
-        They multiply a certain number of rows at a time.
+        It is at least 16, the rows that tensor cores multiply at a time.
         """
         return max(LEAST_ROWS, pl.next_power_of_2(self.group))
 
@@ -79,7 +79,7 @@ def attend_rows(
     active: Bool[Array, " S"],
     shape: StepShape,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Compute attention of a decode step for the active rows, and store their columns.
+    """Compute attention of a decode step for the active rows; store their keys and values.
 
     Returns the weighted mean of the values for all heads side by side, and the layer of the KV
     cache with the new columns. `rotation` has the rotary tables. `qkv` holds all heads of queries,
@@ -113,13 +113,13 @@ def attend_rows(
 def step_kernel(
     qkv: Any, cos: Any, sin: Any, place: Any, *refs: Any, shape: StepShape, sides: int
 ) -> None:
-    """Compute attention of one row and key/value head over PART cache columns (Pallas).
+    """Compute attention of one row and key/value head over one part of the cache columns (Pallas).
 
     Inputs: `qkv`, for every row all heads of queries, then of keys, then of values; the rotary
     tables `cos` and `sin`; and `place`, each row's newest column (-1: inactive). `refs` are the
     arrays of the cache layer (`sides` of them) as inputs, the same as outputs, then three outputs
-    that `combine` reads: weighted values, largest scores and sums of weights. The row's new key and
-    value are written to the cache.
+    for each part: weighted values, largest scores and sums of weights. The row's new key and value
+    are written to the cache.
     """
     cache, out, tops, totals = refs[sides : 2 * sides], *refs[2 * sides :]
     row, head, part = (pl.program_id(axis) for axis in range(3))
@@ -207,10 +207,11 @@ def bend(scores: Array, cap: float | None) -> Array:
 def append(
     cache: Any, new: tuple[tuple[Array, Array], ...], place: tuple[Any, Any, Any], write: Any
 ) -> list[tuple[Array, ...]]:
-    """Write one key and value to the KV cache if `write`; return both as the cache stores them.
+    """Write one key and value to the KV cache if `write`; return what reading them back would give.
 
     `cache` are the arrays of a cache layer, `new` is (key, value), each as its two halves, and
-    `place` is (row, head, column). The returned halves are float32.
+    `place` is (row, head, column). The result is [key, value], rounded as the cache stores them,
+    each as two halves in float32.
     """
     row, head, column = place
     found = []
@@ -245,10 +246,10 @@ def fold(
 ) -> tuple[Any, ...]:
     """Add a block of columns to the running softmax of some queries; return the new carry.
 
-    `cache` are the arrays of a cache layer, `where` is the block in it. `q` holds the queries, cut
-    along the head's numbers into one or two arrays; `seen` masks the columns that each query may
-    attend to; `carry` is the largest score, the sum of weights and the weighted values so far.
-    `cap` limits scores, None: no limit.
+    `cache` are the arrays of a cache layer, `where` says which block of columns to read. `q` holds
+    the queries: one array, or two that have the first and the second half of each head; `seen`
+    masks the columns that each query may attend to. The carry is the largest score, the sum of
+    weights and the weighted values (cut like `q`) so far. `cap` limits scores, None: no limit.
     """
     row, head, start, count = where
     top, total, *mixed = carry

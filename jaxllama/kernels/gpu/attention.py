@@ -25,11 +25,12 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Rotate queries and keys, store row s at column position[s] of slot s, attend up to it.
+    """Compute attention of a decode step; return its result and the cache layer with new columns.
 
-    `projections` are queries, keys and values, `rotation` has the rotary tables. Rows that are not
-    active change nothing. Consumes `layer`. `window` limits the columns, `cap` the scores; None: no
-    limit.
+    The key and value of row s are stored in column position[s] of slot s; its query attends to the
+    columns up to that one. `projections` are queries, keys and values, before the rotary embedding
+    whose tables `rotation` has. Rows that are not active change nothing. `layer` must not be used
+    afterwards. `window` limits the columns, `cap` the scores; None: no limit.
     """
     from jaxllama.kernels.gpu.attend import StepShape, attend_rows  # noqa: PLC0415 - slow to import
 
@@ -51,11 +52,12 @@ def attend_prompt(
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
-    """Rotate queries and keys, store the rows in one slot, let each row attend up to itself.
+    """Compute attention of prompt rows; return its result and the cache layer with new columns.
 
-    `projections` are queries, keys and values, `rotation` has the rotary tables; `span` is the
-    slot, the first column and the number of real rows. Consumes `layer`. `window` limits the
-    columns, `cap` the scores; None: no limit.
+    The rows' keys and values are stored in one slot; each row attends to the columns up to its own.
+    `projections` are queries, keys and values, before the rotary embedding whose tables `rotation`
+    has; `span` is the slot, the first column and the number of real rows. `layer` must not be used
+    afterwards. `window` limits the columns, `cap` the scores; None: no limit.
     """
     from jaxllama.kernels.gpu.attend import attend_queries  # noqa: PLC0415 - slow to import
 

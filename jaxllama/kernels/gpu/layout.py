@@ -127,7 +127,7 @@ def place(matrix: HostMatrix, split: Axes, embedding: bool, mesh: Mesh) -> Any:
     """Copy a matrix to the devices; `split` names the mesh axes of its inputs and outputs.
 
     None in `split`: not split. `embedding`: a dense matrix is [vocab, width], not [in, out]. Raises
-    ConfigError if a packed matrix does not divide.
+    ConfigError if the inputs of a packed matrix cannot be split over the devices.
     """
     inward, outward = split
 

@@ -64,7 +64,8 @@ class JoinedWeight(UnfusedWeight):
     def take(self, tokens: Int[Array, " L"], vocab: int) -> Float[Array, "L I"]:
         """Return the embedding of every token; `vocab` is the vocabulary size over all devices.
 
-        Where the vocabulary is split, each device looks up its own tokens.
+        Where the vocabulary is split over devices, each looks up the tokens of its own part, and
+        the results are added up, so that every device has all embeddings.
         """
         (part,) = self.parts
         own = part.codes.shape[0] if isinstance(part, Packed) else part.shape[0]
@@ -72,7 +73,7 @@ class JoinedWeight(UnfusedWeight):
 
 
 def rows_of(part: Any, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-    """Return the embeddings of some tokens from a dense or packed matrix, as float32."""
+    """Return the embeddings of `tokens` from the matrix `part`, dense or packed, in float32."""
     if isinstance(part, Packed):
         return take_rows(part, tokens)
     return part[tokens].astype(jnp.float32)

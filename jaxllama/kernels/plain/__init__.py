@@ -33,9 +33,9 @@ def refuses(model: ModelConfig, parts: int) -> str:
 
 
 def prompt_tile(slots: int) -> int:
-    """Return how many prompt tokens are computed at a time, with `slots` slots.
+    """Return how many prompt tokens a prefill computes at a time, with `slots` slots.
 
-    They are as many as the rows that a decode step computes, so that both round sums alike.
+    It is the number of rows of a decode step, so that prefill and decode round sums alike.
     """
     return max(slots, ROW_TILE)
 

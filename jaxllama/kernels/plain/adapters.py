@@ -30,10 +30,10 @@ class DenseAdapters:
     def delta(
         self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
     ) -> Float[Array, "L O"]:
-        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
+        """Return scale * (norm(x) · A) · B by each row's LoRA adapter; 0 for rows without one.
 
         `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
-        outputs of the group's weights, which all multiply x, lie side by side.
+        results for all weights that the adapters change lie side by side; all multiply the same x.
         """
         inward, count, parts, rank = self.a.shape
         x = x if norm is None else normed(x, *norm)
@@ -63,7 +63,7 @@ class DenseAdapters:
 
 
 def adapter_group(shape: AdapterShape, to: Placement) -> DenseAdapters:
-    """Make the adapter arrays of one group of weights on their devices, filled with zeros.
+    """Make the LoRA adapter arrays of one group of weights on their devices, filled with zeros.
 
     A group is weights that multiply the same rows. `shape` has the sizes of the weights and the
     number and rank of adapters; `to` is the devices.

@@ -39,11 +39,12 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Rotate queries and keys, store row s at column position[s] of slot s, attend up to it.
+    """Compute attention of a decode step; return its result and the cache layer with new columns.
 
-    `projections` are queries, keys and values, `rotation` has the rotary tables. Consumes `layer`.
-    Rows that are not active write to a spare column. `window` limits the columns, `cap` the scores;
-    None: no limit.
+    The key and value of row s are stored in column position[s] of slot s; its query attends to the
+    columns up to that one. `projections` are queries, keys and values, before the rotary embedding
+    whose tables `rotation` has. Rows that are not active write to a spare column. `layer` must not
+    be used afterwards. `window` limits the columns, `cap` the scores; None: no limit.
     """
     q, k, v = rotated(projections, rotation)
     column = jnp.where(active, position, layer[0].shape[2] - 1)
@@ -70,12 +71,13 @@ def attend_prompt(
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
-    """Rotate queries and keys, store the rows in one slot, let each row attend up to itself.
+    """Compute attention of prompt rows; return its result and the cache layer with new columns.
 
-    `projections` are queries, keys and values, `rotation` has the rotary tables; `span` is the
-    slot, the first column and the number of real rows. Consumes `layer`. Rows past the real ones go
-    to columns that are written again before they are read. `window` limits the columns, `cap` the
-    scores; None: no limit.
+    The rows' keys and values are stored in one slot; each row attends to the columns up to its own.
+    `projections` are queries, keys and values, before the rotary embedding whose tables `rotation`
+    has; `span` is the slot, the first column and the number of real rows. Padding rows go to
+    columns that are written again before they are read. `layer` must not be used afterwards.
+    `window` limits the columns, `cap` the scores; None: no limit.
     """
     q, k, v = rotated(projections, rotation)
     slot, start, _ = span
@@ -96,7 +98,7 @@ def attend_prompt(
 
 
 def rotated(projections: Projections, rotation: Rotation) -> Projections:
-    """Apply rotary embedding to queries and keys; return values unchanged."""
+    """Apply rotary embedding to queries and keys; return them together with the same values."""
     q, k, v = projections
     return rotate(q, *rotation), rotate(k, *rotation), v
 
@@ -104,9 +106,10 @@ def rotated(projections: Projections, rotation: Rotation) -> Projections:
 def rotate(
     x: Float[Array, "L N H"], cos: Float[Array, "L U"], sin: Float[Array, "L U"]
 ) -> Float[Array, "L N H"]:
-    """Rotate every head of every token; the two numbers of a pair lie half a head apart.
+    """Apply rotary embedding to every head of every token.
 
-    `cos` and `sin` are the rotary tables: one number for each token and pair.
+    It rotates pairs of numbers that lie half a head apart. `cos` and `sin` are the rotary tables:
+    one number for each token and pair.
     """
     first, second = jnp.split(x, 2, axis=-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
@@ -122,8 +125,9 @@ def attend_blocks(
 ) -> Float[Array, "L W"]:
     """Compute attention of every row up to its position, block by block, in float32.
 
-    `q` are the rotated queries, `position` the cache column of each row. `read(block)` returns keys
-    and values of a block of columns. `window` limits the columns, `cap` the scores; None: no limit.
+    `q` are the rotated queries, `position` the cache column of each row. `read` takes the number of
+    a block of KEY_BLOCK columns and returns its keys and values. `window` limits the columns, `cap`
+    the scores; None: no limit.
     """
     rows, heads, size = q.shape
     last = jnp.max(position) // KEY_BLOCK

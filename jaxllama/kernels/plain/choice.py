@@ -59,8 +59,8 @@ def is_sound(logits: Float[Array, "S V"]) -> Bool[Array, " S"]:
 def likeliest(logits: Float[Array, "S V"]) -> tuple[Int32[Array, " S"], Float[Array, " S"]]:
     """Return the id of each row's largest logit, and this logit.
 
-    The lowest id among equals, 0 if all are NaN. Two plain reductions: on CPU they take a fifth of
-    the time of one `argmax`.
+    Among equal logits it takes the lowest id; the id is 0 where the largest logit is NaN. On CPU
+    this takes a fifth of the time of one `argmax`.
     """
     vocab = logits.shape[-1]
     best = jnp.max(logits, axis=-1)
@@ -93,11 +93,11 @@ def best_candidates(
     *,
     find: Find = largest,
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Float[Array, " S"]]:
-    """Return the `count` largest logits of each row, best first, and the row's total.
+    """Find the `count` largest logits of each row, best first, and the row's log-sum-exp.
 
-    Returns ids, (logit - best) / heat, and the log-sum-exp of (logit - best) / heat over the whole
-    vocabulary. `best` is each row's largest logit, `heat` its temperature. `find` is the function
-    that finds the largest logits; `active` has no effect.
+    Returns their ids, their (logit - best) / heat, and the log-sum-exp of (logit - best) / heat
+    over the whole vocabulary. `best` is each row's largest logit, `heat` its temperature.
+    find(logits, count) returns ids and logits of the largest; `active` has no effect.
     """
     del active
     ids, values = find(logits, count)
@@ -161,8 +161,9 @@ def take_held(
 ) -> HeldTokens:
     """Return the logits of the tokens that each row already contains.
 
-    `tokens` are the ids of each row's prompt and answer, padded after the first `count` ids. The
-    logits have the same positions as the ids.
+    `tokens` are the ids of each row's prompt and answer, padded after the first `count` ids.
+    Returns, for each position in `tokens`, the first position of the same id and the id's logit;
+    and, for each row, whether these logits are free of NaN and +inf.
     """
     vocab, width = logits.shape[1], tokens.shape[1]
     place = jnp.arange(width, dtype=jnp.int32)
@@ -205,7 +206,8 @@ def to_front(
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"], Int32[Array, " S"]]:
     """Move the candidates in the mask `keep` to the front of each row, in their order.
 
-    `best` are the candidates. Returns ids, logits, and the number of kept candidates of each row.
+    The other candidates follow them. `best` are the candidates. Returns ids, logits, and the number
+    of kept candidates of each row.
     """
     has_gap = jnp.any(keep[:, 1:] & ~keep[:, :-1])
     ids, logits = jax.lax.cond(
@@ -258,7 +260,7 @@ def close_gaps(
 ) -> tuple[Int32[Array, "S C"], Float[Array, "S C"]]:
     """Move the candidates in the mask `keep` to the front of each row, in their order.
 
-    `ids` and `logits` are those of the candidates.
+    The other candidates follow them. Returns the reordered `ids` and `logits` of the candidates.
     """
     order = jnp.argsort(~keep, axis=-1, stable=True)
     return jnp.take_along_axis(ids, order, -1), jnp.take_along_axis(logits, order, -1)

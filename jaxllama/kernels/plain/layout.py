@@ -45,11 +45,11 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 def placed(
     matrix: HostMatrix | UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool
 ) -> DenseWeight | PackedWeight:
-    """Copy one matrix to the devices, split by the mesh's rules.
+    """Copy one matrix to the devices, split by the sharding rules for its axes.
 
     A matrix that is still in its file is read part by part, so that host memory holds only one
-    part. `axes` are the logical axes of its inputs and outputs. `by_output`: it is an embedding
-    [vocab, width]. `to` is the devices and the dtype.
+    part. `by_output`: the matrix is an embedding [vocab, width], else it is [in, out]; `axes` has
+    the logical names of these two axes. `to` is the devices and the dtype.
     """
     if isinstance(matrix, UnreadMatrix):
         if not must_be_whole(matrix, axes, to, by_output=by_output):
@@ -61,10 +61,10 @@ def placed(
 def weight_of(
     matrix: HostMatrix, axes: Axes, to: Placement, *, by_output: bool
 ) -> DenseWeight | PackedWeight:
-    """Convert one matrix to a weight and copy it to the devices, split by the mesh's rules.
+    """Convert one matrix to a weight and copy it to the devices, split by the sharding rules.
 
-    `axes` are the logical axes of its inputs and outputs. `by_output`: it is an embedding [vocab,
-    width]. `to` is the devices and the dtype.
+    `by_output`: the matrix is an embedding [vocab, width], else it is [in, out]; `axes` has the
+    logical names of these two axes. `to` is the devices and the dtype.
     """
     held = prepared(matrix, to, by_output=by_output)
     if isinstance(held, PackedWeight):
@@ -77,9 +77,10 @@ def weight_of(
 def must_be_whole(matrix: UnreadMatrix, axes: Axes, to: Placement, *, by_output: bool) -> bool:
     """Say whether a matrix has to be read whole because devices cannot read their parts alone.
 
-    That is so if the devices split inputs that share a scale or that are sorted. Reads one output
-    to find out. `axes` are the logical axes of its inputs and outputs. `by_output`: it is an
-    embedding [vocab, width]. `to` names the devices.
+    That is so if the inputs are split over devices and are stored reordered, or if the split
+    separates inputs that share a scale. Reads one output to find out. `by_output`: the matrix is an
+    embedding [vocab, width], else it is [in, out]; `axes` has the logical names of these two axes.
+    `to` names the devices.
     """
     inward = 1 if by_output else 0
     split = shard_shape(to.mesh, matrix.shape, axes).shard_shape(matrix.shape)[inward]
@@ -95,8 +96,9 @@ def weight_in_parts(
 ) -> DenseWeight | PackedWeight:
     """Read from its file the part of a matrix for each device, and assemble the weight.
 
-    A part that several devices hold is read once. `axes` are the logical axes of its inputs and
-    outputs. `by_output`: it is an embedding [vocab, width]. `to` is the devices and the dtype.
+    A part that several devices hold is read once. `by_output`: the matrix is an embedding [vocab,
+    width], else it is [in, out]; `axes` has the logical names of these two axes. `to` is the
+    devices and the dtype.
     """
     where = shard_shape(to.mesh, matrix.shape, axes)
     parts = []
@@ -134,8 +136,8 @@ def devices_by_part(
 def prepared(matrix: HostMatrix, to: Placement, *, by_output: bool) -> DenseWeight | PackedWeight:
     """Convert a matrix, or a part of one, to the weight that programs use, still on the host.
 
-    `to` says the dtype and whether packed matrices stay packed. `by_output`: it is an embedding
-    [vocab, width].
+    `to` says the dtype and whether packed matrices stay packed. `by_output`: the matrix is an
+    embedding [vocab, width], else it is [in, out].
     """
     if isinstance(matrix, Packed):
         if to.packed:
@@ -156,7 +158,10 @@ def experts_of(matrices: HostMatrix, axes: Axes, to: Placement) -> DenseExperts:
 
 
 def placed_bias(bias: np.ndarray | None, group: MatrixGroup, to: Placement) -> Array | None:
-    """Copy one bias of a group of matrices to the devices in `to`, as float32; None stays None."""
+    """Copy a bias to the devices in `to` as float32; None stays None.
+
+    It is split over the devices like the outputs of its matrix, which is one of `group`.
+    """
     if bias is None:
         return None
     where = shard_shape(to.mesh, bias.shape, group.axes[1:])

@@ -65,8 +65,8 @@ class UnfusedWeight(ABC):
         """Return activation(norm(x) · gate) * (norm(x) · up), after adding `add` to both products.
 
         `group` holds the two matrices. `norm` None: x is used as it is. `add` has the summands of
-        both side by side, None: nothing is added. Only rows in the mask `active` are used, None:
-        all.
+        both side by side, None: nothing is added. Only the result's rows in the mask `active` are
+        used, None: all.
         """
         gate, up = self.project(x, group, norm=norm, add=add, active=active)
         return activated(gate, activation) * up

@@ -24,7 +24,7 @@ class SplitAdapters:
     def delta(
         self, x: Float[Array, "L I"], *, norm: NormWeight | None, rows: AdapterRows
     ) -> Float[Array, "L O"]:
-        """Return scale * (norm(x) · a) · b by the adapter of each row; 0 for rows without one.
+        """Return what each row's adapter adds: scale * (norm(x) · a) · b; 0 for rows without one.
 
         `norm` None: x is used as it is. `rows` has the adapter's number and scale for each row. The
         outputs of the group's weights, which all multiply x, lie side by side.
@@ -38,10 +38,10 @@ class SplitAdapters:
         a: Float[Array, "I W"],
         b: Sequence[Float[Array, "R _"]],
     ) -> "SplitAdapters":
-        """Return the arrays with adapter `number` replaced by its matrices.
+        """Return adapters in which number `number` has the matrices `a` and `b`.
 
-        `a` is [in, weights * rank], `b` has [rank, out] for each weight of the group, the weights
-        that multiply the same rows.
+        A group is weights that multiply the same rows. `a` is [in, weights * rank], the A matrices
+        of all weights side by side; `b` has a B matrix [rank, out] for each weight.
         """
         dense: DenseAdapters = self.dense.written(number, a, b)
         return dataclasses.replace(self, dense=dense)

@@ -49,11 +49,13 @@ def attend_step(  # noqa: PLR0913, PLR0917 - the operation's arguments, and the 
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "S W"], Layer]:
-    """Rotate queries and keys, store row s at column position[s] of slot s, attend up to it.
+    """Store the new key and value of every active slot, and compute attention for its query.
 
-    `projections` are queries, keys and values, `rotation` has the rotary tables. Consumes `layer`.
-    Rows that are not active leave no trace and return zeros. `window` limits the columns, `cap` the
-    scores; None: no limit.
+    Row s is the new token of slot s, at column position[s] of the cache; it attends to the columns
+    up to its own. `projections` are queries, keys and values, which are rotated here by the tables
+    of `rotation`. Rows that are not active store nothing and return zeros. `window` is the length
+    of the sliding window, `cap` the tanh cap of scores; None: no limit. Returns the result and the
+    new layer; consumes `layer`.
     """
     from jaxllama.kernels.tpu.decode_attention import attend_rows  # noqa: PLC0415 - slow to import
 
@@ -77,12 +79,13 @@ def attend_prompt(
     window: int | None,
     cap: float | None = None,
 ) -> tuple[Float[Array, "L W"], Layer]:
-    """Rotate queries and keys, store the rows in one slot, let each row attend up to itself.
+    """Store the keys and values of prompt rows in one slot, and compute attention for each row.
 
-    `projections` are queries, keys and values, `rotation` has the rotary tables; `span` is the
-    slot, the first column and the number of real rows. Consumes `layer`. Rows past the real ones go
-    to columns that are written again before they are read. `window` limits the columns, `cap` the
-    scores; None: no limit.
+    A row attends to the columns of the cache up to its own. `projections` are queries, keys and
+    values, which are rotated here by the tables of `rotation`. `span` is the slot, the first column
+    and the number of real rows; the rest is padding, whose columns are written again before they
+    are read. `window` is the length of the sliding window, `cap` the tanh cap of scores; None: no
+    limit. Returns the result and the new layer; consumes `layer`.
     """
     from jaxllama.kernels.tpu.prompt_attention import attend_run  # noqa: PLC0415 - slow to import
 
@@ -101,10 +104,10 @@ def attend_prompt(
 
 
 def queries(q: Float[Array, "L N H"], layer: Layer) -> Float[Array, "L N W"]:
-    """Scale the queries `q` for the kernels; pad the queries of narrow heads with zeros.
+    """Divide queries by the root of the head size; pad those of narrow heads with zeros.
 
-    Keys and values of a narrow head lie in one vector of `layer`; the zeros cancel the values in
-    the scores.
+    A head is narrow if its size is no multiple of 128: its key and value share one vector of the
+    cache layer `layer`, and the zeros cancel the value in the scores.
     """
     size = q.shape[2]
     zeros = size if size % LANES else 0
@@ -115,10 +118,10 @@ def queries(q: Float[Array, "L N H"], layer: Layer) -> Float[Array, "L N W"]:
 def stored(
     keys: Float[Array, "L K H"], values: Float[Array, "L K H"], layer: Layer
 ) -> tuple[Array, ...]:
-    """Convert new keys and values to the form in which the cache stores them.
+    """Convert new keys and values to the form in which the cache layer `layer` stores them.
 
-    `layer` is the cache layer for which they are meant. Returns [L K 2H], and for int8 scales [L
-    2K].
+    Returns an array [L K 2H], each key beside its value; for an int8 cache also their scales, an
+    array [L 2K].
     """
     if len(layer) == 1:
         return (jnp.concatenate([keys, values], axis=-1).astype(layer[0].dtype),)

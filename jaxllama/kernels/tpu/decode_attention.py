@@ -43,12 +43,14 @@ def attend_rows(  # noqa: PLR0913, PLR0917 - the operation's arguments
     window: int | None,
     cap: float | None,
 ) -> tuple[Float[Array, "S K G W"], tuple[Array, ...]]:
-    """Store one column in every row with a position of at least 0, and attend up to it.
+    """Store the new key and value of every active row, and compute attention for its queries.
 
-    Returns the result of attention, of the shape of `queries` (0 in other rows), and the new layer.
-    `new` has the column of every row, [S K 1 2H], and for int8 scales [S 2K 1], as float32 numbers
-    that the cache's dtype holds exactly. `block` is the number of columns read at a time. `window`
-    limits the columns, `cap` the scores; None: no limit. Consumes `layer`.
+    A row is a slot. Its position is the column of its new token, up to which it attends; below 0,
+    it is not active. `new` is an array [S K 1 2H] of keys beside values, and for an int8 cache also
+    an array [S 2K 1] of scales: float32 numbers that the cache's dtype holds exactly. `block` is
+    the number of columns read at a time. `window` is the length of the sliding window, `cap` the
+    tanh cap of scores; None: no limit. Returns the result (0 in rows not active) and the new layer;
+    consumes `layer`.
     """
     slots, kv_heads, group, width = queries.shape
     rows = next(count for count in range(min(ROWS, slots), 0, -1) if slots % count == 0)
@@ -82,7 +84,7 @@ def attend_rows(  # noqa: PLR0913, PLR0917 - the operation's arguments
 
 
 def by_rows(rows: int, array: Array) -> pl.BlockSpec:
-    """Return the Pallas block of an array [S ...] with the `rows` slots of one grid iteration."""
+    """Return the Pallas BlockSpec that gives a grid iteration `rows` slots of an array [S ...]."""
     rest = array.shape[1:]
     return pl.BlockSpec((rows, *rest), lambda index, *_: (index, *(0,) * len(rest)))
 
@@ -90,8 +92,9 @@ def by_rows(rows: int, array: Array) -> pl.BlockSpec:
 def next_rows(position: Int32[Array, " S"], rows: int) -> Int32[Array, " S"]:
     """Return, for each slot, the index of the next active slot, which may be the slot itself.
 
-    Only slots of the same grid iteration count, which has `rows` slots; without a next active slot
-    the result is S, the number of all slots. `position` is below 0 for inactive slots.
+    A grid iteration has `rows` slots, and only slots of the same iteration are considered. If none
+    of them is active, the result is S, the number of all slots. `position` is below 0 for inactive
+    slots.
     """
     slots = position.shape[0]
     place = jnp.arange(slots)
@@ -132,10 +135,11 @@ def fold_block(
     mask: KeyMask,
     cap: float | None,
 ) -> None:
-    """Add a block of keys and values [K T 2H], with the scales of int8, to a row's softmax.
+    """Add one block of a row's keys and values to the running softmax of the row.
 
-    `softmax` is changed in place. `q` are the row's queries, `mask` says which columns the row
-    attends to, `cap` limits scores (None: no limit).
+    `softmax` is changed in place. `q` are the row's queries. `block` is an array [K T 2H] of keys
+    beside values, and for an int8 cache also an array [2K T] of scales. `mask` says which columns
+    the row attends to; `cap` is the tanh cap of scores (None: no limit).
     """
     numbers, scales = block[0].astype(q.dtype), block[1:]
     scores = product("kgw,ktw->kgt", q, keys_of(numbers, q.shape[2]))
@@ -147,7 +151,10 @@ def fold_block(
 
 
 def heads_of(scales: Float[Array, "_ T"], side: int) -> Float[Array, "K 1 T"]:
-    """Return the scales of a block's int8 keys (`side` 0) or values (1): one row per head."""
+    """Return the scales of a block's int8 keys (`side` 0) or values (`side` 1), a row per head.
+
+    In `scales` the rows alternate: keys of a head, then values of the same head.
+    """
     rows = [scales[row : row + 1][None] for row in range(side, scales.shape[0], 2)]
     return jnp.concatenate(rows, axis=0)
 
@@ -163,21 +170,28 @@ class RowWalk:
     window: int | None
 
     def begin(self, start: Array) -> Place:
-        """Return (row, block): the first block of the first active row from slot `start` on."""
+        """Return (row, block): the first block of the first active row from slot `start` on.
+
+        A row is a slot. If none is active, the returned row is past the grid iteration's last slot.
+        """
         row = self.upcoming[start]
         return row, self.first_block(row)
 
     def first_block(self, row: Array) -> Array:
-        """Return the number of the first block in the row's window; any number if inactive."""
+        """Return the index of the first block of columns in the sliding window of a row.
+
+        For a row that is not active the result has no meaning.
+        """
         if self.window is None:
             return jnp.int32(0)
         column = self.position[jnp.minimum(row, self.end - 1)] - self.window + 1
         return jnp.maximum(column, 0) // self.size
 
     def after(self, place: Place) -> Place:
-        """Return (row, block) after `place`: the row's next block, or the next row's first.
+        """Return the (row, block) after `place`: the row's next block, or the next row's first.
 
-        Rows that are not active are skipped.
+        Rows that are not active are skipped. After the last block, the returned row is past the
+        grid iteration's last slot.
         """
         row, block = place
         inside = jnp.minimum(row, self.end - 1)
@@ -200,7 +214,7 @@ class BlockCopies:
     size: int  # columns of a block
 
     def arrivals(self, place: Place, room: Array) -> list[Any]:
-        """Prepare the copies of one block from the cache into the buffer number `room`.
+        """Prepare the copies of one block from the cache into buffer number `room`.
 
         `place` is (row, block). The caller starts the returned copies and waits for them.
         """
@@ -214,7 +228,7 @@ class BlockCopies:
         ]
 
     def departures(self, row: Array, at: Array, room: Array) -> list[Any]:
-        """Prepare the copies of the columns around column `at` from a buffer back to the cache.
+        """Prepare the copies of column `at` and its neighbours from a buffer back to the cache.
 
         `row` is the slot, `room` the number of the buffer. The caller starts the returned copies
         and waits for them.
@@ -234,7 +248,11 @@ class BlockCopies:
         return copies
 
     def put(self, new: tuple[Array, ...], inside: Array, room: Array) -> None:
-        """Overwrite column `inside` of the block in buffer `room` with the new key and value."""
+        """Overwrite column `inside` of the block in buffer number `room` with a new token's column.
+
+        `new` is an array [K 1 2H] of the token's keys beside its values, and for an int8 cache also
+        an array [2K 1] of scales.
+        """
         numbers, *scales = self.blocks
         base = pl.multiple_of(inside // WRITTEN * WRITTEN, WRITTEN)
         around = numbers[room, :, pl.ds(base, WRITTEN), :]
@@ -273,10 +291,11 @@ class RowAttention:
         return self.walk.after(place)
 
     def attend_block(self, carry: tuple[Place, Array, Place]) -> tuple[Place, Array, Place]:
-        """Add one block to its row's softmax; after the row's last, write its result and column.
+        """Add one block to the softmax of its row; at the row's last block, finish the row.
 
-        `carry` is the block as (row, block), the number of the step, and the next block to copy as
-        (row, block). Returns the carry of the following block.
+        To finish, the new key and value are stored in the cache, and the row's result is written.
+        `carry` is the block to add, the number of the step, and the next block to copy; a block is
+        (row, number of the block). Returns the carry of the following step.
         """
         (row, block), step, ahead = carry
         ahead = self.send_for(ahead, step + COPIES - 1)

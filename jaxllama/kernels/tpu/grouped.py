@@ -57,7 +57,7 @@ def padded(count: int, unit: int) -> int:
 
 
 def unit_of(inputs: int) -> int:
-    """Return how many of a matrix's `inputs` the kernel unpacks at a time."""
+    """Return how many inputs the kernel unpacks at a time, for a matrix of `inputs` inputs."""
     return 2 * LANES if inputs % (2 * LANES) == 0 else LANES
 
 
@@ -74,9 +74,10 @@ def can_group(matrix: Packed) -> bool:
 
 
 def zero_of(matrix: Packed) -> int | None:
-    """Return the code that stands for the weight 0; 0 for a matrix without minima.
+    """Return the code that stands for weight 0 in the whole matrix; None if there is none.
 
-    None if the minima do not imply the same code everywhere.
+    A weight is scale * code + minimum. For a matrix without minima the result is 0; for others only
+    the codes 8, 16, 32 and 128 are considered.
     """
     if matrix.minima is None:
         return 0
@@ -126,7 +127,10 @@ def words(codes: np.ndarray, inputs: int, outputs: int) -> np.ndarray:
 
 
 def by_input(scales: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Transpose scales [out, in/group], pad them to `shape`; store float16 as UInt16 bits."""
+    """Transpose scales [out, in/group] and pad them to `shape`.
+
+    Scales of float16 become their bits as UInt16, all others float32.
+    """
     given = np.asarray(scales)
     bits = given.view(np.uint16) if given.dtype == np.float16 else given.astype(np.float32)
     found = np.zeros(shape, bits.dtype)

@@ -72,7 +72,8 @@ def units_of(matrix: GroupedMatrix, count: int, unit: int) -> int:
     """Choose how many units of inputs one block of the kernel has.
 
     A unit is the `unit` inputs that the kernel unpacks at a time; the matrix has `count` of them.
-    The choice is as many units as have at most INPUTS inputs and keep the scales aligned.
+    The result is the largest divisor of `count` that keeps the scales in whole tiles and has at
+    most 2048 inputs, if possible.
     """
     tile = SUBLANES[matrix.scales.dtype.itemsize]
 
@@ -122,10 +123,10 @@ def multiply_kernel(bits: int, group: int, zero: int, *refs: Any) -> None:
 
 
 def unpacked(codes: Any, index: Any, unit: int, bits: int, zero: int) -> Array:
-    """Unpack the codes of unit `index` (of `unit` inputs) to float32 and subtract `zero`.
+    """Return the codes of unit `index` as float32, minus `zero`: [unit, outputs].
 
-    `codes` holds the block's codes of `bits` bits by input and output; `zero` is the code that
-    means 0.
+    A unit is `unit` inputs. `codes` holds the packed codes of a block, [in, out], of `bits` bits
+    each; `zero` is the code that means 0.
     """
     if bits != FOUR_BITS:
         at = pl.multiple_of(index * unit, unit)
@@ -165,7 +166,10 @@ def as_floats(scales: Array) -> Float[Array, "..."]:
 
 
 def take(matrix: GroupedMatrix, tokens: Int32[Array, " L"]) -> Float[Array, "L I"]:
-    """Return the weights of some outputs without rounding: the embeddings of `tokens`."""
+    """Return the embeddings of `tokens` from a packed matrix [width, vocab], not rounded.
+
+    A row has the width of the stored matrix, padding included.
+    """
     inputs = matrix.inputs
     unit = unit_of(inputs)
     arrays = [each for each in (matrix.codes, matrix.scales, matrix.minima) if each is not None]

@@ -58,7 +58,11 @@ class Split:
         )
 
     def place(self, parts: Sequence[np.ndarray], mesh: Mesh) -> jax.Array:
-        """Copy a matrix [in, out], given in parts, to the devices along the mesh axis `model`."""
+        """Copy a matrix [in, out], given in parts, to the devices along the mesh axis `model`.
+
+        `parts` has one array per device; a matrix that is not split has one part, which every
+        device gets.
+        """
         axis = 0 if self.inputs else 1
         where = ("model" if self.inputs else None, "model" if self.outputs else None)
         whole = parts[0] if len(parts) == 1 else np.concatenate(list(parts), axis)
@@ -66,11 +70,12 @@ class Split:
 
 
 def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
-    """Copy a group to the devices as one matrix, or as several if they are stored differently.
+    """Copy a group of matrices to the devices; return the stored weight and bias of each.
 
-    A group is matrices that multiply the same rows. `to` is the devices and the dtype of dense
-    weights. Packed matrices stay packed if the kernels can read them; those of experts are
-    unpacked.
+    A group is matrices that multiply the same rows. If all are stored alike, they become one
+    weight: the first result has it, and the others have the mark `InGroup` in its place. `to` is
+    the devices and the dtype of dense weights. Packed matrices stay packed if the kernels can read
+    them; those of experts are unpacked.
     """
     matrices = [in_memory(each) for each in group.matrices]
     if group.kind in EXPERTS:
@@ -90,7 +95,7 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
 def split_of(matrices: Sequence[HostMatrix], group: MatrixGroup, mesh: Mesh) -> Split:
     """Decide how the devices of a mesh divide `matrices`, which multiply the same rows.
 
-    `group` says what the matrices are in the model.
+    `group` names the logical axes of the matrices, to which the sharding rules apply.
     """
     inward, outward = group.axes
     parts = mesh.shape["model"]
@@ -115,9 +120,9 @@ def readable(matrix: HostMatrix, split: Split) -> HostMatrix:
 
 
 def own_part(matrix: Packed, split: Split) -> Packed:
-    """Return the part of a packed matrix that one device holds; the whole if it is not split.
+    """Return device 0's part of a packed matrix; the whole if it is not split.
 
-    It is the part of device 0; those of the others have the same shape.
+    The parts of the other devices have the same shape.
     """
     part = split.of(matrix, 0)
     return part if isinstance(part, Packed) else matrix
@@ -189,10 +194,11 @@ def placed(
 
 
 def embedding_of(matrix: HostMatrix, to: Placement) -> GroupWeight:
-    """Copy an embedding to the devices, split by tokens if they divide.
+    """Copy an embedding to the devices, packed if the kernels can read that, else dense.
 
-    `to` is the devices and the dtype of dense weights. It is stored packed [width, vocab] if the
-    kernels can read that, else dense [vocab, width].
+    The dense form is [vocab, width], the packed one [width, vocab]. The tokens are split over the
+    devices if their number divides evenly; otherwise every device gets the whole. `to` is the
+    devices and the dtype of dense weights.
     """
     parts = to.mesh.shape["model"]
     if isinstance(matrix, Packed):

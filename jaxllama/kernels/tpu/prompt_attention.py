@@ -41,10 +41,11 @@ def attend_run(  # noqa: PLR0913, PLR0917 - the operation's arguments
 ) -> Float[Array, "K R W"]:
     """Compute attention of prompt rows to the columns of their slot, each up to its own column.
 
-    `queries` are rotated and scaled; `layer` has the columns of all rows already. A token has
-    `group` rows in each key/value head, one per query head that shares it: row r belongs to the
-    token at column (start + r // group). `block` is the number of columns read at a time. `window`
-    limits the columns, `cap` the scores; None: no limit.
+    `queries` are rotated and scaled. `layer` is the cache, which already holds the keys and values
+    of these rows. A token has `group` rows in each key/value head, one per query head that shares
+    it: row r belongs to the token at column (start + r // group). `block` is the number of columns
+    read at a time. `window` is the length of the sliding window, `cap` the tanh cap of scores;
+    None: no limit.
     """
     kv_heads, rows, width = queries.shape
     tokens = rows // group
@@ -130,7 +131,10 @@ def attend_kernel(taken: int, window: int | None, cap: float | None, *refs: Any)
         RunningSoftmax(*state).begin()
 
     def attend_rows(number: Array, _: None) -> None:
-        """Add the block to group `number` of the rows; all rows at once would compile slowly."""
+        """Add the block to the softmax of part `number` of the rows.
+
+        All rows at once would compile slowly.
+        """
         rows = pl.ds(pl.multiple_of(number * part, part), part)
         softmax = RunningSoftmax(*(each.at[rows] for each in state))
         q = queries[0, rows]

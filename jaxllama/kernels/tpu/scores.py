@@ -23,7 +23,7 @@ class KeyMask(NamedTuple):
     window: int | None
 
     def of(self, shape: tuple[int, ...], axis: int) -> Bool[Array, "..."]:
-        """Return the mask for scores of this shape; `axis` is the axis of the columns."""
+        """Return a mask of `shape`, True for scores that count; columns lie along `axis`."""
         column = self.start + lax.broadcasted_iota(jnp.int32, shape, axis)
         seen = column <= self.position
         return seen if self.window is None else seen & (column > self.position - self.window)
@@ -45,7 +45,7 @@ class RunningSoftmax(NamedTuple):
         return [pltpu.VMEM((*rows, each), jnp.float32) for each in (LANES, LANES, width)]
 
     def begin(self) -> None:
-        """Reset the largest score, the sum and the mean, before the first block."""
+        """Reset the softmax to its state before the first block."""
         self.top[...] = jnp.full(self.top.shape, HIDDEN, jnp.float32)
         self.total[...] = jnp.zeros(self.total.shape, jnp.float32)
         self.mixed[...] = jnp.zeros(self.mixed.shape, jnp.float32)
@@ -69,9 +69,9 @@ class RunningSoftmax(NamedTuple):
         return weights
 
     def add(self, mixed: Array) -> None:
-        """Add the sum of a block's values, multiplied by the weights that `weigh` returned.
+        """Add `mixed`, the weighted sum of a block's values, to the sum of all blocks.
 
-        `mixed` is this sum.
+        The weights are those that `weigh` returned for the block.
         """
         self.mixed[...] = self.mixed[...] + mixed
 
@@ -84,8 +84,8 @@ class RunningSoftmax(NamedTuple):
 def keys_of(pairs: Array, width: int) -> Array:
     """Return the keys of a block that stores keys and values side by side, [... 2H].
 
-    `width` is that of the queries: H, or 2H for narrow heads. For these the whole block is
-    returned, because their queries are zero where the values are.
+    `width` is the length of a query: H, or 2H for narrow heads, whose queries are padded with zeros
+    where the values are. With 2H the whole block is returned.
     """
     return pairs if pairs.shape[-1] == width else pairs[..., :width]
 
@@ -93,8 +93,8 @@ def keys_of(pairs: Array, width: int) -> Array:
 def values_of(pairs: Array, width: int) -> Array:
     """Return the values of a block that stores keys and values side by side, [... 2H].
 
-    `width` is that of the queries: H, or 2H for narrow heads. For these the whole block is
-    returned.
+    `width` is the length of a query: H, or 2H for narrow heads. With 2H the whole block is
+    returned, and the second half of its weighted mean is that of the values.
     """
     return pairs if pairs.shape[-1] == width else pairs[..., -width:]
 
@@ -117,7 +117,7 @@ def product(equation: str, left: Array, right: Array) -> Array:
 def attention_cost(queries: Any, layer: Sequence[Any]) -> pl.CostEstimate:
     """Estimate the cost of an attention call for XLA's scheduler.
 
-    It is that of attention to every column of the cache layer `layer`, by the rows of `queries`.
+    The estimate assumes that every row of `queries` attends to all columns of the cache `layer`.
     """
     columns = layer[0].shape[2]
     scores = queries.size // queries.shape[-1] * columns

@@ -25,7 +25,7 @@ class StoredMatrix(Protocol):
         """Return x · matrix in float32."""
 
     def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-        """Return the weights of some outputs, the embeddings of `tokens`, as float32."""
+        """Return the embeddings of `tokens`, the weights of these outputs, as float32."""
 
     @property
     def outputs(self) -> int:
@@ -45,13 +45,13 @@ class DenseStorage:
         return DenseWeight(self.array, self.by_output).dot(x)
 
     def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-        """Return the weights of some outputs, the embeddings of `tokens`, as float32."""
+        """Return the embeddings of `tokens`, the weights of these outputs, as float32."""
         taken: Array = self.array[tokens].astype(jnp.float32)
         return taken
 
     @property
     def outputs(self) -> int:
-        """Return the number of the matrix's outputs, or of tokens of an embedding."""
+        """Return the number of outputs of the matrix; for an embedding, its number of tokens."""
         count: int = self.array.shape[0 if self.by_output else 1]
         return count
 
@@ -71,7 +71,7 @@ class PackedStorage:
         return multiply(x, self.grouped)
 
     def rows(self, tokens: Int[Array, " L"]) -> Float[Array, "L I"]:
-        """Return the weights of some outputs, the embeddings of `tokens`, as float32."""
+        """Return the embeddings of `tokens`, the weights of these outputs, as float32."""
         from jaxllama.kernels.tpu.grouped_matmul import take  # noqa: PLC0415 - slow to import
 
         return take(self.grouped, tokens.astype(jnp.int32))[:, : self.inputs]

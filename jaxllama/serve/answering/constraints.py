@@ -74,9 +74,9 @@ class FormKnobs:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def merge(self, knobs: Mapping[str, object]) -> dict[str, object]:
-        """Return the request's `knobs` with these constraints added.
+        """Return the request's `knobs` (parameters) with the constraints of this object added.
 
-        Raises InvalidParameter if both set the same knob.
+        Raises InvalidParameter if `knobs` sets one of the same knobs already.
         """
         for name in self.knobs:
             if knobs.get(name) is not None:
@@ -94,11 +94,11 @@ def knobs_of_request(
     tool_choice: ToolChoice | None = None,
     style: CallStyle | None = None,
 ) -> FormKnobs:
-    """Return the knobs that constrain an answer to `response_format` or to tool calls.
+    """Return the knobs (request parameters) that constrain an answer to a form or to tool calls.
 
-    Tools constrain it if `tool_choice` demands a call, or if one of them is strict. `style` is the
-    syntax of calls in the model's prompt format; None if it has none. Raises InvalidParameter if
-    `response_format` and the tools both constrain the answer.
+    `response_format` is the form. Tools constrain the answer if `tool_choice` demands a call, or if
+    one of them is strict. `style` is the syntax of calls in the model's prompt format; None if it
+    has none. Raises InvalidParameter if `response_format` and the tools both constrain the answer.
     """
     form = knobs_of_format(response_format) if response_format is not None else FormKnobs()
     if tool_choice == "required" or isinstance(tool_choice, NamedTool):
@@ -133,8 +133,8 @@ def knobs_of_form(
 ) -> FormKnobs:
     """Return the knobs that constrain an answer to plain text, any JSON object, or a JSON schema.
 
-    `kind` says which of them. For error messages, `name` is the request's field that chose the form
-    and `schema_name` the path of the field that holds `schema`.
+    Knobs are request parameters; `kind` says which form. For error messages, `name` is the
+    request's field that chose the form and `schema_name` the path of the field that holds `schema`.
     """
     match kind:
         case "text":
@@ -186,7 +186,10 @@ def knobs_of_strict_tools(tools: Sequence[ToolDefinition], style: CallStyle) -> 
 
 
 def schema_path(tools: Sequence[int]) -> str:
-    """Return the request field with the schemas of the tools with these indices, for errors."""
+    """Return the name of the request field that holds the schemas of some tools, for errors.
+
+    `tools` are the tools' indexes in the request.
+    """
     return f"tools[{tools[0]}].function.parameters" if len(tools) == 1 else "tools"
 
 

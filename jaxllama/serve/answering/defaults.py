@@ -12,9 +12,9 @@ from jaxllama.service import Model
 def with_defaults(
     model: Model, knobs: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return `knobs` with the values in `defaults` for the knobs that are None.
+    """Return `knobs` with the values in `defaults` for the knobs that are missing or None.
 
-    A default is left out if no installed sampler has its knob.
+    Knobs are request parameters. A default is left out if `model` has no sampler with its knob.
     """
     given = {name: value for name, value in knobs.items() if value is not None}
     known = model.knobs

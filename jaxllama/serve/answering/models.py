@@ -19,8 +19,8 @@ class ModelBody(RequestShape, kw_only=True):
 def check_model(asked: str | None, model: Model) -> str:
     """Return the model name for the answer; raise HttpError if `asked` is another model.
 
-    `asked` None stands for the served model. For endpoints that cannot apply a LoRA adapter: raises
-    InvalidParameter for an adapter's name.
+    `asked` is the model that the request names; None stands for the served model. For endpoints
+    that cannot apply a LoRA adapter: raises InvalidParameter for an adapter's name.
     """
     if asked in model.adapters and asked not in model.names:
         raise InvalidParameter(
@@ -32,10 +32,11 @@ def check_model(asked: str | None, model: Model) -> str:
 
 
 def check_adapted(asked: str | None, model: Model, knobs: dict[str, Any]) -> str:
-    """Return the model name for the answer; a LoRA adapter's name also sets the knob `lora`.
+    """Return the model name for the answer; a LoRA adapter's name also sets `lora` in `knobs`.
 
-    `asked` None stands for the served model. Raises HttpError if `asked` is neither the model nor a
-    loaded adapter.
+    `asked` is the model that the request names; None stands for the served model. Raises HttpError
+    if `asked` is neither the model nor a loaded adapter, InvalidParameter if `knobs` names another
+    adapter.
     """
     if asked is None or asked == model.name:
         return model.name

@@ -24,12 +24,12 @@ def read_options(
     where: str = "options",
     unheeded: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the knobs in the object `options`, and a map from knobs to the client's field paths.
+    """Return the request parameters in the object `options`, and the client's path of each.
 
-    The paths are for errors. `where` is the request's field that holds `options`. `known` are the
-    names of all knobs; other APIs' names for them are renamed. Names that are not in `known` are
-    reported as ignored, or refused under --strict; `unheeded` are names of real options that have
-    no effect here.
+    The second dict maps names to paths such as "options.top_k", for errors. `where` is the
+    request's field that holds `options`. `known` are the names of all parameters; other APIs' names
+    for them are renamed. Names that are not in `known` are reported as ignored, or refused under
+    --strict; `unheeded` are names of real options that have no effect here.
     """
     fields, aliased = rename_aliases(options, known)
     knobs = {name: value for name, value in fields.items() if name in known}
@@ -41,9 +41,10 @@ def read_options(
 
 
 def refusal(name: str, known: Collection[str], where: str, *, is_known: bool) -> InvalidParameter:
-    """Make the error for the option `name` in the field `where`.
+    """Make the error for the option `name` in the request's field `where`.
 
-    With `is_known` it is a real option that has no effect here; else its name is unknown.
+    `known` are the names of all supported options. With `is_known`, `name` is a real option that
+    has no effect here; else the name is unknown.
     """
     if is_known:
         return InvalidParameter(f"{where}.{name} has no effect here; remove it", f"{where}.{name}")

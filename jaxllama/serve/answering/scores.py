@@ -55,8 +55,9 @@ async def score_texts(
 ) -> list[Score]:
     """Return how likely each text is after the prefix, in the order of `texts`.
 
-    `name` is the request's field of the texts, for errors. Raises InvalidParameter if the prefix
-    and the texts together exceed the server's token limit for one request.
+    `prefix` holds a prompt or a conversation. `name` is the request's field of the texts, for
+    errors. Raises InvalidParameter if the prefix and the texts together exceed the server's token
+    limit for one request.
     """
     if not texts:
         raise InvalidParameter(f"{name} is empty; expected at least one text", name)

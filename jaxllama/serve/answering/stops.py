@@ -15,11 +15,17 @@ class ClientStops:
         self._texts, self._ids = as_list(knobs.get("stop")), as_list(knobs.get("stop_ids"))
 
     def text_met(self, end: Finished) -> str | None:
-        """Return the client's stop string that ended an answer; None if none of them did."""
+        """Return the client's stop string that ended an answer; None if none of them did.
+
+        `end` is the last event of the answer.
+        """
         return end.stop if end.stop in self._texts else None
 
     def met(self, end: Finished) -> str | int | None:
-        """Return the client's stop string or stop token that ended an answer; None if none did."""
+        """Return the client's stop string or stop token that ended an answer; None if none did.
+
+        `end` is the last event of the answer.
+        """
         if end.end_token is not None and end.end_token in self._ids:
             return end.end_token
         return self.text_met(end)

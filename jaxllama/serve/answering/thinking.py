@@ -47,11 +47,11 @@ def knobs_of_effort(
     *,
     is_thinking: bool,
 ) -> dict[str, Any]:
-    """Return the knob `reasoning_budget`, the most tokens of thoughts, for a reasoning effort.
+    """Return {"reasoning_budget": most tokens of thoughts} for a reasoning effort; {} for no bound.
 
-    {} sets no bound. `name` is the request's field that holds `effort`, for errors. If the model
-    does not think (`is_thinking` false), the field is reported as ignored, or refused under
-    --strict.
+    `name` is the request's field that holds `effort`, for errors. If the model does not think
+    (`is_thinking` false), the field is reported as ignored, or refused under --strict. Raises
+    InvalidParameter if the request's `knobs` have a budget too.
     """
     if effort is None or (effort == "none" and not is_thinking):
         return {}
@@ -76,10 +76,10 @@ def thoughts_start(
     ending: Ending = Ending.ANSWER,
     messages: Sequence[Mapping[str, Any]] = (),
 ) -> ThoughtStart:
-    """Say whether the text before the answer has begun or ended the model's thoughts.
+    """Say whether the prompt has begun the model's thoughts, has ended them, or neither.
 
-    That text is the prompt, which all `answers` of the request share. With `ending` Ending.LAST it
-    is only the last of `messages`, which the answer continues.
+    This is read from the end of the prompt, which all `answers` of the request share. With `ending`
+    Ending.LAST, the answer continues the last of `messages`, and only this message is read.
     """
     if ending is Ending.LAST:
         content = messages[-1].get("content") if messages else None
@@ -89,8 +89,9 @@ def thoughts_start(
 
 
 def thought_parser(start: ThoughtStart | None) -> ThoughtParser | None:
-    """Make the parser that splits thoughts from one answer; None without a `start`.
+    """Make the parser that splits the thoughts from one answer.
 
-    `start` None means that the answer's thoughts are not to be split off.
+    `start` says whether the prompt has begun or ended the thoughts. None: they are not to be split
+    off, and the result is None.
     """
     return None if start is None else ThoughtParser(start)

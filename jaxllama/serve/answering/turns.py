@@ -62,8 +62,8 @@ def chosen_format(
 ) -> str | None:
     """Return the name of the prompt format for a conversation; None: the model's own format.
 
-    It is `name` if given. If the conversation needs tools and the model's own format has none, it
-    is another format, which is named in the response headers.
+    The result is `name` if given. If the conversation needs tools and the model's own format has
+    none, the result is another format, which is also named in the response headers.
     """
     chosen = model.intake.format_for(name, messages, tools)
     if chosen != name:

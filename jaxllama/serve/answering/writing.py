@@ -47,11 +47,11 @@ async def write_answer(  # noqa: PLR0913 - options of the answer
     explain: bool | None = None,
     framing: Framing = SSE,
 ) -> web.StreamResponse:
-    """Generate the answers that `ask` describes, and send them: as a `stream` or as one body.
+    """Generate the answers that `ask` describes, and send them: as a stream or as one body.
 
-    `form` makes the object that converts events to the JSON of the endpoint. `explain` adds what
-    each sampler did at each token, to an answer in one body. `framing` converts the chunks of a
-    stream to bytes.
+    `stream` and `explain` None mean False. `form` makes the object that converts events to the JSON
+    of the endpoint. `explain` adds what each sampler did at each token, to an answer in one body.
+    `framing` converts the chunks of a stream to bytes.
     """
     async with service.open(ask, request[CALLER]) as answers:
         made = form(answers)
@@ -82,11 +82,11 @@ async def write_answer(  # noqa: PLR0913 - options of the answer
 def explainable_knobs(
     knobs: Mapping[str, Any], *, stream: bool | None, answers: int
 ) -> dict[str, Any]:
-    """Return the knobs of a request with `explain`; a missing max_tokens becomes MOST.
+    """Return the parameters of a request with `explain`, after a check that it can be explained.
 
-    `knobs` are those of the request. `stream`: the request asks for a stream; `answers`: how many
-    answers it asks for. Raises InvalidParameter for a stream, several answers, or a max_tokens of 0
-    or above MOST.
+    `knobs` are the request's parameters. If they lack max_tokens, it becomes MOST, the most tokens
+    that are explained. `stream`: the request asks for a stream; `answers`: how many answers it asks
+    for. Raises InvalidParameter for a stream, several answers, or a max_tokens of 0 or above MOST.
     """
     if stream or answers != 1:
         raise InvalidParameter(

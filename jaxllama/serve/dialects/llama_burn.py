@@ -82,7 +82,11 @@ class BurnForm:
         yield from ()
 
     def take(self, index: int, event: Event) -> Iterator[BurnToken]:
-        """Yield the event of a token; text held back until the end has the last token's id."""
+        """Yield llama-burn's event for a token, or for text that comes with the end of the answer.
+
+        Text at the end gets the id of the last token. `index`, the number of the answer, is
+        ignored: there is only one.
+        """
         del index
         if isinstance(event, Token):
             self._token, self._index = event.token, self._index + 1
@@ -91,7 +95,7 @@ class BurnForm:
         yield BurnToken(event.text, self._token, max(self._index, 0))
 
     def end(self) -> Iterator[BurnToken]:
-        """Yield nothing after the last token; the framing says `done`."""
+        """Yield nothing after the last token: the stream writer adds the end mark itself."""
         yield from ()
 
     def whole(self) -> None:

@@ -83,10 +83,10 @@ class Page(Dialect):
     name = "page"
 
     def __init__(self, root_dialect: str | None = None) -> None:
-        """Make the routes of the pages.
+        """Prepare the web pages.
 
-        `root_dialect` is the name of the HTTP API that gets the path `/`; None: the first page gets
-        it.
+        `root_dialect` is the name of the HTTP API that gets the path `/`; None: the first page, the
+        chat, gets it.
         """
         super().__init__()
         self._has_root = has_root(self, root_dialect)
@@ -96,7 +96,7 @@ class Page(Dialect):
         return {"error": {"message": str(error), "code": error.code}}
 
     def routes(self, models: ServedModels, /) -> list[web.RouteDef]:
-        """Read the files, make the pages, and return the routes that serve both.
+        """Read the files of the web pages, make the pages, and return the routes that serve them.
 
         `models` has no effect: pages need no model.
         """
@@ -109,7 +109,7 @@ class Page(Dialect):
 
         @open_to_all
         async def front(request: web.Request) -> web.Response:
-            """Answer GET / with the first page."""
+            """Answer GET / with the first page, the chat."""
             return respond(request, assets[PAGES[0].name])
 
         @open_to_all
@@ -142,10 +142,10 @@ def respond(request: web.Request, asset: Asset) -> web.Response:
 
 
 def read_assets(folder: Traversable, place: str = "") -> list[tuple[str, Asset]]:
-    """Read all files of a folder, recursively; return pairs of path below `/page/` and file.
+    """Read all files of a folder, recursively; return (path below `/page/`, file) of each.
 
-    `place` is the path of the folder, with a slash at its end. Files of other types than TYPES are
-    skipped.
+    `place` is the path of the folder below `/page/`, "" or with a slash at its end. Files of other
+    types than TYPES are skipped.
     """
     found: list[tuple[str, Asset]] = []
     for entry in folder.iterdir():
@@ -159,5 +159,5 @@ def read_assets(folder: Traversable, place: str = "") -> list[tuple[str, Asset]]
 
 
 def make_asset(body: bytes, content_type: str) -> Asset:
-    """Return a file of this content type for the browser, with the hash of its content."""
+    """Return an asset with this content, its type, and the hash of the content."""
     return Asset(body, content_type, hashlib.sha256(body).hexdigest()[:32])

@@ -71,7 +71,10 @@ class Frame:
         return filled(self._text, values)
 
     def _column(self, entry: Entry, form: str | None) -> str:
-        """Return the HTML of the settings column around a page's form; "" if `form` is None."""
+        """Return the HTML of a page's settings column, with the HTML `form` in it.
+
+        `form` is None for a page without such a column; then the result is "".
+        """
         if form is None:
             return ""
         values = {"settings_title": escape(entry.settings_title), "settings": form}
@@ -81,7 +84,10 @@ class Frame:
         return (self._folder / f"{name}.html").read_text(encoding="utf-8")
 
     def links(self, current: Entry | None) -> str:
-        """Return the HTML list items of the navigation; `current` is the page that is shown."""
+        """Return the HTML list items of the navigation, one link for each page.
+
+        The link of the page `current` is marked as the page that is shown; None: no link is.
+        """
         return "".join(
             link(self._path(each), each.icon, each.title, is_current=each == current)
             for each in self._pages
@@ -94,14 +100,18 @@ class Frame:
 
 
 def filled(text: str, values: Mapping[str, str]) -> str:
-    """Return a template with `values` in place of its words in braces."""
+    """Return the HTML template `text` with its words in braces, such as {title}, replaced.
+
+    `values` maps each word to the HTML that replaces it.
+    """
     return SLOT.sub(lambda slot: values[slot[1]], text)
 
 
 def link(path: str, icon: str, title: str, *, is_current: bool) -> str:
     """Return the HTML of one link in the navigation, with the text `title`.
 
-    `path` is its address, `icon` the name of its icon; `is_current`: it is that of the shown page.
+    `path` is the address that the link leads to, `icon` the name of its icon. `is_current`: the
+    link leads to the page that is shown, and is marked so.
     """
     current = ' aria-current="page"' if is_current else ""
     return (

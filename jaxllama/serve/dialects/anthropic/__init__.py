@@ -56,5 +56,5 @@ class Anthropic(Dialect):
         return AnthropicErrorBody(AnthropicProblem(kind, str(error)))
 
     def key(self, request: web.BaseRequest, /) -> str:
-        """Return the API key: of the header X-Api-Key, or a bearer token."""
+        """Return the API key: the header X-Api-Key, or the bearer token; "" if there is none."""
         return request.headers.get("X-Api-Key", "").strip() or bearer_key(request)

@@ -42,7 +42,10 @@ def messages_of(body: ConversationParams) -> list[Json]:
 
 
 def ending_of(body: ConversationParams) -> Ending:
-    """Return Ending.LAST, to continue the last message, if it is the assistant's; else ANSWER."""
+    """Return how the prompt ends: Ending.LAST if the last message is the assistant's, else ANSWER.
+
+    With LAST, the model continues that message; with ANSWER, it begins a new one.
+    """
     if body.messages and body.messages[-1].role == "assistant":
         return Ending.LAST
     return Ending.ANSWER
@@ -86,9 +89,9 @@ def result_of(block: ToolResultBlock, where: str) -> Json:
 
 
 def text_of(content: str | Sequence[MessageBlock], where: str) -> str:
-    """Return the text of a content: itself, or the texts of its blocks joined by empty lines.
+    """Return the text of a message: a string as it is, or blocks joined by empty lines.
 
-    `where` is the path in the body, for errors. Raises InvalidParameter for an image.
+    `where` is the path of `content` in the body, for errors. Raises InvalidParameter for an image.
     """
     if isinstance(content, str):
         return content
@@ -140,7 +143,10 @@ def tools_of(tools: Sequence[CustomTool]) -> list[ToolDefinition]:
 
 
 def choice_of(choice: ToolChoiceParam | None) -> ToolChoice | None:
-    """Convert Anthropic's tool choice to the form that all HTTP APIs of the server share."""
+    """Convert Anthropic's tool choice to the form that all HTTP APIs of the server share.
+
+    None stays None: the request has no tool choice.
+    """
     if choice is None:
         return None
     match choice.type:

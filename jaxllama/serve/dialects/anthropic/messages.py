@@ -112,7 +112,10 @@ class PreparedConversation:
 
 
 def prepare(request: web.Request, model: Model, body: ConversationParams) -> PreparedConversation:
-    """Convert the conversation and the tools of a body, and choose the prompt format for them."""
+    """Convert the conversation and the tools of a body, and choose the prompt format for them.
+
+    If it is not the model's own format, the headers of the response to `request` name it.
+    """
     choice = choice_of(body.tool_choice)
     definitions = [] if choice == "none" else tools_of(body.tools or ())
     messages = messages_of(body)
@@ -164,10 +167,12 @@ async def create_message(request: web.Request, service: GenerationService) -> we
 def thinking_knobs(
     request: web.Request, body: CreateMessageParams, knobs: dict[str, Any], *, is_thinking: bool
 ) -> dict[str, Any]:
-    """Return the knob `reasoning_budget` (most tokens of thoughts) for `thinking` and the effort.
+    """Return {"reasoning_budget": most tokens of thoughts} from `thinking` and the effort.
 
-    Without `thinking` the budget is 0; {} sets no bound. If the model never thinks (`is_thinking`
-    false), both fields are reported as ignored, or refused under --strict.
+    Both are fields of the body (`output_config.effort`). Without `thinking` the budget is 0. {}
+    sets no bound, or leaves a budget that is already in `knobs`, the request's sampling options.
+    If the model never thinks (`is_thinking` false), both fields are reported as ignored, or
+    refused under --strict.
     """
     thinking = body.thinking
     wants = thinking is not None and thinking.type != "disabled"
@@ -252,12 +257,18 @@ class MessageForm:
         self._open_block: type[msgspec.Struct] | None = None
 
     def begin(self) -> Iterator[Any]:
-        """Yield message_start; it counts the whole prompt, as reused tokens are not known yet."""
+        """Yield the event message_start.
+
+        Its usage counts all tokens of the prompt; how many were cached is not known yet.
+        """
         usage = AnthropicUsage(self._prompt, 0)
         yield MessageStart(AnthropicMessage(self._id, self._name, usage=usage))
 
     def take(self, index: int, event: Event) -> Iterator[Any]:
-        """Collect a piece of the answer, and yield the stream events for it."""
+        """Collect an event of the answer, and yield Anthropic's stream events for it.
+
+        `index`, the number of the answer, is ignored: there is only one.
+        """
         del index
         for piece in self._parsed.receive(event):
             match piece:

@@ -193,7 +193,7 @@ class ConversationParams(RequestShape, kw_only=True):
     }
 
     def ignored(self, *, strict: bool) -> list[str]:
-        """Return the given fields that have no effect; with `strict`, refuse them."""
+        """Return the given fields that have no effect; with `strict`, raise InvalidParameter."""
         names = super().ignored(strict=strict)
         more = {
             f"tools[].{name}": any(getattr(tool, name) for tool in self.tools or ())

@@ -71,9 +71,9 @@ def read_defaults(options: BasiliskOptions) -> BasiliskDefaults:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read the defaults in a config.json; warn of entries that have no effect here.
+    """Return the default values of request fields in a config.json; warn of other entries.
 
-    Raises ConfigError if it cannot be read, or holds a secret, which belongs among the API keys.
+    Raises ConfigError if the file cannot be read, or holds a shared secret.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

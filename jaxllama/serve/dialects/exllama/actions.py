@@ -91,7 +91,7 @@ class WsProgress:
     tokens: int = 0
 
     def add(self, event: Event) -> bool:
-        """Add an event; say whether it has text."""
+        """Add the text and the token of an event; say whether it has text."""
         self.text += event.text
         self.tokens += hasattr(event, "token")
         return bool(event.text)

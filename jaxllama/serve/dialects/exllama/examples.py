@@ -46,7 +46,10 @@ class ExampleInference:
 
 
 async def read_prompt(request: web.Request) -> str:
-    """Return the field `prompt` of a form in the request's body; raise an error if it is empty."""
+    """Return the field `prompt` of the form in a request's body.
+
+    Raises HttpError if the body is no form, InvalidParameter if `prompt` is missing or empty.
+    """
     if request.content_type != FORM:
         raise HttpError(
             f"content type is {request.content_type[:100]!r}; expected {FORM}",

@@ -133,8 +133,8 @@ def of_room(
 ) -> Endpoint:
     """Return an endpoint whose answer is a room (a saved conversation).
 
-    `path` is the part of the route after /v1/rooms; `summary` describes the endpoint; `body` types
-    the request, None: it has no body.
+    `path` is the part of the route after /v1/rooms; `summary` describes the endpoint. `body` is
+    the type of the request's body; None: the request has none.
     """
     return Endpoint(
         method, f"/v1/rooms{path}", summary, body=body, answer=RoomView, uses=Uses.NOTHING

@@ -343,7 +343,7 @@ class SessionRoutes:
         return one_json(SessionResult("ok"))
 
     async def set_session(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer POST /api/set_session: make another session, or a new one, the current one."""
+        """Answer POST /api/set_session: open a saved or a new session as the current session."""
         body, _ = await SET_SESSION.read(request, service, SetSessionBody)
         client = self._client(request)
         async with client.shelf.lock:
@@ -399,6 +399,9 @@ def set_names(session: ExLlamaSession, names: list[str]) -> None:
 
 
 def populated(block: SessionBlock, names: list[str]) -> PopulateBlock:
-    """Convert a message of the history for the web UI, with its author's index in `names`."""
+    """Convert a message of the history for the web UI, with its author's index in `names`.
+
+    `names` are the session's participants. The index is None if the author is not among them.
+    """
     index = names.index(block.author) if block.author in names and block.author else None
     return PopulateBlock(block.author, block.text, block.uuid, index)

@@ -97,7 +97,11 @@ class ExLlamaSession(msgspec.Struct, kw_only=True):
             )
 
     def add(self, author: str | None, text: str) -> SessionBlock:
-        """Append a message to the history, and return it; raise InvalidParameter if it is full."""
+        """Append a message to the history, and return it.
+
+        `author` is a participant's name; None: text without an author. Raises InvalidParameter if
+        the history is full.
+        """
         if len(self.history) >= MOST_BLOCKS:
             raise InvalidParameter(
                 f"the session has {MOST_BLOCKS} blocks, as many as it may; delete some", "text"
@@ -159,13 +163,19 @@ class SessionStore:
             raise InvalidParameter(f"session {name!r} cannot be saved: {error}") from error
 
     def rename(self, old: str, new: str, session: ExLlamaSession) -> None:
-        """Save a session under a new name, which must not be taken, and delete the old one."""
+        """Save a session under the name `new`, and delete the file with the name `old`.
+
+        Raises InvalidParameter if a session with the new name exists already.
+        """
         self.check_unused(new, "new_name")
         self.save(new, session)
         self._path(old).unlink(missing_ok=True)
 
     def check_unused(self, name: str, field: str) -> None:
-        """Raise InvalidParameter for the request's `field` if there is a session of this name."""
+        """Raise InvalidParameter if a saved session has this name.
+
+        `field` is the request's field that holds the name, for the error.
+        """
         if self._path(name).exists():
             raise InvalidParameter(f"session {name!r} exists already", field)
 
@@ -181,7 +191,10 @@ class SessionStore:
 
 
 def safe_name(name: str) -> str:
-    """Return a name without characters that are special in file names; refuse an empty one."""
+    """Return a session's name without the characters that are special in file names.
+
+    Raises InvalidParameter if nothing is left.
+    """
     kept = "".join(each for each in name if each.isalnum() or each in SAFE)
     kept = kept.strip().lstrip(".")[:LONGEST_NAME]
     if not kept:

@@ -32,14 +32,17 @@ class OpenSession:
             self._store.save(self.name, self.session)
 
     def announce(self) -> None:
-        """Count a change of the session, and wake all watchers."""
+        """Increment the session's revision after a change, and wake the tasks that watch it."""
         self.revision += 1
         for watcher in self._watchers:
             watcher.set()
 
     @contextmanager
     def watched(self) -> Iterator[asyncio.Event]:
-        """Within the context, yield an event that is set by each change of the session."""
+        """Watch the session: within the context, every change sets the event that is yielded.
+
+        The watcher clears the event.
+        """
         watcher = asyncio.Event()
         self._watchers.add(watcher)
         try:
@@ -88,7 +91,7 @@ class SessionShelf:
         return self._keep(name, ExLlamaSession())
 
     async def rename(self, session: OpenSession, new: str) -> None:
-        """Give a session the name `new`, which must not be taken."""
+        """Give a session the name `new`; raise InvalidParameter if that name is taken."""
         old, new = session.name, safe_name(new)
         await asyncio.to_thread(self._store.rename, old, new, session.session)
         self._open.pop(old, None)
@@ -105,9 +108,11 @@ class SessionShelf:
             known.announce()
 
     async def change(self, session: OpenSession, change: Callable[[ExLlamaSession], None]) -> None:
-        """Apply `change` to a session and save it; a change that is refused leaves it as it was.
+        """Apply `change` to a session and save it.
 
-        `change` is called twice: on a copy, whose size is checked, and then on the session.
+        `change` modifies the session in place. It is called twice: first on a copy, whose size is
+        checked, then on the session. If the first call or the check raises an error, the session
+        is unchanged.
         """
         trial = copy.deepcopy(session.session)  # a reply may be writing into the session
         change(trial)
@@ -132,13 +137,19 @@ class SessionShelves:
         self._shelves: dict[str, SessionShelf] = {}
 
     def of(self, client: str) -> SessionShelf:
-        """Return the sessions of a client: its own with an API key, else those shared by all."""
+        """Return the sessions of a client: its own if it has an API key, else the shared ones.
+
+        `client` is the client's name in the request queue, "key-..." if it has an API key.
+        """
         name = folder_of(client)
         return self._shelves.setdefault(name, SessionShelf(self._folder / name))
 
 
 def folder_of(client: str) -> str:
-    """Return the folder name of a client's sessions: its own with an API key, else "."."""
+    """Return the name of the folder with a client's sessions; "." for clients without API key.
+
+    `client` is the client's name in the request queue, "key-..." if it has an API key.
+    """
     if not client.startswith(KEYED):
         return "."
     return hashlib.sha256(client.encode()).hexdigest()[:16]

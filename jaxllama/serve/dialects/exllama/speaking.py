@@ -38,10 +38,11 @@ class SessionSpeech:
         self._opening: list[SessionPacket] = []  # not sent yet
 
     async def reply(self, text: str) -> AsyncIterator[list[SessionPacket]]:
-        """Add the user's input to the history, and yield the stream's packets of the replies to it.
+        """Add the user's input to the history, and yield the replies as packets for the stream.
 
-        Nothing is yielded before the first reply is queued, so that an error until then can still
-        become a response with an HTTP status. Without input, the other participants continue.
+        If `text` is empty, nothing is added, and the model replies to the history so far. Nothing
+        is yielded before the first reply is queued, so an error until then can still become a
+        response with an HTTP status.
         """
         session = self._session
         self._opening = [SessionPacket("begin_stream")]
@@ -64,7 +65,7 @@ class SessionSpeech:
                 yield packets
 
     async def _speak(self, author: str | None) -> AsyncIterator[list[SessionPacket]]:
-        """Generate a message of a participant, and yield the stream's packets of it.
+        """Generate a message of a participant, and yield it as packets for the stream.
 
         `author` is the participant's name; None: text without an author. If the context is full
         before the reply has ended, the reply continues with a shorter history. On errors the text
@@ -100,9 +101,10 @@ class SessionSpeech:
         return event.text.lstrip(" ") if is_begin else event.text
 
     async def _next_speaker(self, waiting: Sequence[str | None], *, is_first: bool) -> str:
-        """Let the model choose who speaks next, and return the name.
+        """Let the model choose which participant speaks next, and return the name.
 
-        The choice is among the names in `waiting` and, unless `is_first`, the user.
+        The choice is among the names in `waiting` (None is skipped) and the user. If nobody has
+        replied yet (`is_first`), the user cannot be chosen.
         """
         user = self._session.participants[0]
         names = [name for name in waiting if name is not None]

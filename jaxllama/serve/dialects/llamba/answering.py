@@ -49,7 +49,7 @@ class LlambaAnswering:
     async def complete(
         self, request: web.Request, service: GenerationService
     ) -> web.StreamResponse:
-        """Answer POST /text-completion/completion: continue a text; as text or as a stream."""
+        """Answer POST /text-completion/completion with the continuation, as text or as a stream."""
         body, _ = await COMPLETION.read(request, service, LlambaCompletionQuery)
         ask = self.ask_of_completion(body, service.model)
         return await self._answer(request, service, ask, stream=body.stream)
@@ -156,7 +156,7 @@ class LlambaForm(TextForm):
     """Converts the events of an answer to LLaMbA's lines, or to its text."""
 
     def piece(self, index: int, text: str) -> LlambaChunk:
-        """Return the stream's line for a piece of the text."""
+        """Return the stream's line for a piece of the text; `index` is not used."""
         del index
         return LlambaChunk(None, text, "none")
 

@@ -40,7 +40,7 @@ class LlambaQueryBatch(RequestShape, kw_only=True):
 
     @property
     def queries(self) -> list[LlambaCompletionQuery | LlambaChatQuery]:
-        """All queries in the order of their numbers."""
+        """All queries, completions before chats; the number of a query is its index here."""
         return [*(self.completion_queries or ()), *(self.chat_queries or ())]
 
 
@@ -96,7 +96,7 @@ class LlambaBatch:
         model: Model,
         stops: Sequence[str],
     ) -> Ask:
-        """Convert one query to a generation task; add the batch's `stops` to its stop strings."""
+        """Convert one query to a generation task; add `stops` to the stop strings of the query."""
         if isinstance(query, LlambaChatQuery):
             ask = self._answering.ask_of_chat(query, model)
         else:
@@ -107,7 +107,10 @@ class LlambaBatch:
 
 
 def check_queries(request: web.Request, queries: Sequence[LlambaQuery]) -> None:
-    """Refuse an empty or too large batch; report fields of queries that have no effect."""
+    """Raise InvalidParameter if the batch is empty or too large, or if a query has a wrong field.
+
+    The names of fields without effect are reported in a response header.
+    """
     if not queries:
         raise InvalidParameter(
             "completionQueries and chatQueries are empty; expected at least one query",
@@ -141,7 +144,7 @@ async def write_lines(
 def join(
     events: Sequence[tuple[int, Event]], stops: Sequence[str]
 ) -> Iterator[list[LlambaBatchItem]]:
-    """Convert events to at most two lines of a stream: new texts, then the ends of answers.
+    """Yield at most two lines of a stream, each a list of items: new texts, then ends of answers.
 
     Each event comes with the number of its answer. An answer that ended at a string in `stops` is
     sent with this string at its end.

@@ -29,9 +29,9 @@ LLAMA = {"temperature_last": True, "top_k": 100, "top_p": 0.9, "min_p": 0.1}
 
 
 def knobs_of(query: LlambaQuery, sampler: SamplerName, model: Model) -> dict[str, Any]:
-    """Return the knobs (request parameters) by which our samplers act like LLaMbA's `sampler`.
+    """Convert a query to our knobs (request parameters), which imitate LLaMbA's `sampler`.
 
-    A query with top_k, top_p or min_p gets the knobs of the sampler `llama`, which alone has these.
+    A query with top_k, top_p or min_p is sampled as by `llama`, the only sampler that has these.
     Defaults for knobs that `model` does not know are left out.
     """
     if any(each is not None for each in (query.top_k, query.top_p, query.min_p)):

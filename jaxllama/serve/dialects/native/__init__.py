@@ -75,9 +75,9 @@ class Native(Dialect):
     name = "native"
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers of all routes; one store keeps the recordings of explanations.
+        """Make the handlers of all routes, with an empty store for recordings of explanations.
 
-        `options` are those of the operator; there are none for these routes.
+        `options` is normally None: no options are defined for these routes.
         """
         super().__init__(options)
         self.endpoints = {**ENDPOINTS, **ExplainRoutes().endpoints}

@@ -91,7 +91,7 @@ async def load_adapter(request: web.Request, service: GenerationService) -> web.
 
 
 async def unload_adapter(request: web.Request, service: GenerationService) -> web.Response:
-    """Answer POST /v1/unload_lora_adapter: unload a LoRA adapter, and list the others."""
+    """Answer POST /v1/unload_lora_adapter: unload a LoRA adapter; list those still loaded."""
     body, _ = await UNLOAD_ADAPTER.read(request, service, UnloadAdapterBody)
     allowed_folder(request.app[SETTINGS].lora_folder, "")
     await service.unload_adapter(body.lora_name, request[CALLER])
@@ -101,7 +101,8 @@ async def unload_adapter(request: web.Request, service: GenerationService) -> we
 def allowed_folder(root: str | None, path: str) -> Path:
     """Return the folder `path` below `root`; raise InvalidParameter if it is outside.
 
-    `root` is the folder of --lora-folder; None, without that option, is refused as well.
+    `root` is the value of --lora-folder. If it is None, no folder is allowed: raises
+    InvalidParameter.
     """
     if root is None:
         raise InvalidParameter(
@@ -124,7 +125,10 @@ def allowed_folder(root: str | None, path: str) -> Path:
 
 
 def adapter_list(service: GenerationService) -> AdapterList:
-    """Return the loaded LoRA adapters with their request counts, and the bounds for adapters."""
+    """Return the loaded LoRA adapters with their request counts.
+
+    The list also says how many adapters can be loaded together, and the highest rank of one.
+    """
     engine = service.model.engine
     counts = {} if engine.adapters is None else engine.adapters.requests
     cards = [AdapterCard(name, counts.get(name, 0)) for name in service.model.adapters]

@@ -175,7 +175,8 @@ def check_explainable(
 ) -> None:
     """Raise InvalidParameter for knobs that an explanation does not support.
 
-    `changes` are the knobs of `what_if`, which replace those of the request in a second replay.
+    `knobs` are the request's parameters. `changes`, the field `what_if`, has the new values of
+    knobs for a second sampling of the same logits.
     """
     check_length(knobs)
     if knobs.get("logprobs") is not None:
@@ -197,9 +198,10 @@ def check_position(position: int | None, recording: Recording) -> None:
 
 
 def check_what_if(changes: Mapping[str, object], model: Model) -> None:
-    """Raise InvalidParameter if recorded logits cannot be sampled again with changed knobs.
+    """Raise InvalidParameter if `changes` has knobs that cannot change for recorded logits.
 
-    `changes` are the new values of the knobs, which are the parameters of the samplers.
+    `changes` has new values of knobs (request parameters) by name. Those of samplers,
+    temperature, temperature_last and seed can change.
     """
     try:
         check_changes(changes, model.intake.bank)

@@ -135,7 +135,10 @@ def cards(model: Model) -> PluginCards:
 
 
 def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) -> SamplerCard:
-    """Describe the sampler class `kind`; `defaults` has the model maker's values of knobs."""
+    """Describe the sampler class `kind`, installed as `name`, and its knobs (request parameters).
+
+    `defaults` has the values of knobs that the model's maker recommends.
+    """
     specs: Mapping[str, KnobSpec] = knobs_of(kind)
     return SamplerCard(
         name=name,
@@ -148,9 +151,9 @@ def sampler_card(name: str, kind: type[Sampler], defaults: Mapping[str, Any]) ->
 
 
 def measured_cost(name: str, package: str) -> MeasuredCost | None:
-    """Return the cost of a sampler that its package states in costs.json; None without one.
+    """Return the cost of the sampler `name` from costs.json of its Python package.
 
-    `name` is the name of the sampler, `package` that of its Python package.
+    `package` is the name of that package. The result is None if the file has no cost for it.
     """
     stated = stated_costs(package)
     if stated is None or name not in stated.microseconds:
@@ -167,7 +170,7 @@ class StatedCosts(msgspec.Struct):
 
 @functools.cache
 def stated_costs(package: str) -> StatedCosts | None:
-    """Read costs.json (what samplers cost) of a Python package; None if it cannot be read."""
+    """Read costs.json, the costs of a Python package's samplers; None if it cannot be read."""
     try:
         raw = (files(package) / "costs.json").read_bytes()
         return msgspec.json.decode(raw, type=StatedCosts)
@@ -176,7 +179,7 @@ def stated_costs(package: str) -> StatedCosts | None:
 
 
 def knob_card(name: str, spec: KnobSpec, defaults: Mapping[str, Any]) -> KnobCard:
-    """Describe the knob `name`, which its sampler declares with `spec`.
+    """Describe the knob (request parameter) `name`, which its sampler declares with `spec`.
 
     `defaults` has the values that the model's maker recommends.
     """

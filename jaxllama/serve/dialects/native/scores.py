@@ -133,9 +133,10 @@ async def classify(request: web.Request, service: GenerationService) -> web.Resp
 
 
 def pairs_of(body: ClassifyBody) -> tuple[list[str | list[int]], list[str | None]]:
-    """Return the texts and the questions; each text is to be classified after each question.
+    """Return the texts to classify, and the questions to ask about each of the texts.
 
-    The only question is None if the request has none.
+    A single prompt counts as one text. Without questions in the body, the second list is [None].
+    Raises InvalidParameter for a conversation, or if there are no texts.
     """
     if body.messages is not None:
         raise InvalidParameter("messages go without texts and questions", "messages")

@@ -165,9 +165,9 @@ def find_source(body: TokenizeBody) -> SourceField:
 
 
 def encode_text(tokenizer: Tokenizer, body: TokenizeBody, source: SourceField) -> list[int]:
-    """Convert the text in the body's field `source` to token ids, as the API with that field does.
+    """Convert the text in the body's field `source` to token ids.
 
-    The fields are those of several APIs, which handle special tokens in different ways.
+    Each possible field comes from a different API; special tokens are handled as in that API.
     """
     special = body.special if body.parse_special is None else body.parse_special
     begin = body.begin

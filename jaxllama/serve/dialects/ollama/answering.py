@@ -73,7 +73,7 @@ GENERATE = Endpoint(
 
 
 async def chat(request: web.Request, service: GenerationService) -> web.StreamResponse:
-    """Answer POST /api/chat with the next message; without any, say that the model is loaded."""
+    """Answer POST /api/chat: answer messages; without any, say that the model is loaded."""
     body, _ = await CHAT.read(request, service, OllamaChatBody)
     apply_keep_alive(request, body.keep_alive)
     model = service.model
@@ -190,9 +190,9 @@ async def continued(
 def knobs_of(
     request: web.Request, model: Model, body: AnswerBody
 ) -> tuple[dict[str, object], Mapping[str, str]]:
-    """Return the knobs (request parameters) in a body, and for each the path of its field.
+    """Return the knobs (request parameters) of a body, and their field paths for errors.
 
-    The paths are those of the client's fields, for errors.
+    The second result maps a knob's name to the field that sets it, such as `options.seed`.
     """
     options, names = read_options(
         request, body.options or {}, model.knobs, unheeded=LOADING_OPTIONS
@@ -210,11 +210,11 @@ def knobs_of(
 def thinking_knobs(
     body: AnswerBody, knobs: Mapping[str, object], *, is_thinking: bool
 ) -> dict[str, object]:
-    """Return the request parameter `reasoning_budget` for the field `think`; {} sets no bound.
+    """Convert the field `think` to `reasoning_budget`, the highest number of thought tokens.
 
-    The budget is the most tokens of thoughts. If `knobs`, the request's parameters, have one, it
-    stays, unless `think` is false. `is_thinking`: the model thinks before it answers this request.
-    Raises InvalidParameter if `think` asks for thoughts and `is_thinking` is false.
+    The result is merged into `knobs`, the request's parameters; {} changes nothing. A budget in
+    `knobs` stays, unless `think` is false. `is_thinking` says whether the model thinks before it
+    answers this request; if it does not, a `think` that asks for thoughts raises InvalidParameter.
     """
     if not body.think:
         return {BUDGET: 0} if body.think is False and is_thinking else {}
@@ -284,9 +284,9 @@ class GenerateForm:
         return ()
 
     def take(self, index: int, event: Event) -> Iterator[OllamaGenerated]:
-        """Collect an event, and yield the stream's line with its text, if it has any.
+        """Add an event to the answer; yield a line of the stream if there is something to send.
 
-        `index` is the index of the answer; it has no effect, as there is only one.
+        `index`, the number of the answer, has no effect: there is only one answer.
         """
         del index
         found = logprobs_of(self._tokenizer, event)
@@ -347,9 +347,9 @@ class OllamaChatForm:
         return ()
 
     def take(self, index: int, event: Event) -> Iterator[OllamaChatted]:
-        """Collect an event, and yield the stream's line with its text, if it has any.
+        """Add an event to the answer; yield a line of the stream if there is something to send.
 
-        `index` is the index of the answer; it has no effect, as there is only one.
+        `index`, the number of the answer, has no effect: there is only one answer.
         """
         del index
         pieces = self._parsed.receive(event)
@@ -412,14 +412,14 @@ def thoughts_in(pieces: Sequence[AnswerPiece]) -> str:
 
 
 def logprobs_of(tokenizer: Tokenizer, event: Event) -> list[TokenLogprob]:
-    """Return the log-probabilities of an event, [] if it has none."""
+    """Return the log-probabilities of an event's token; [] if the event has none."""
     if isinstance(event, Finished) or event.logprobs is None:
         return []
     return [chat_logprob(tokenizer, event.token, event.logprobs)]
 
 
 def timings_of_end(end: Finished | None) -> dict[str, Any]:
-    """Return the durations and token counts of an answer; {} if it has not ended."""
+    """Return Ollama's fields for the end of an answer (durations, counts); {} if `end` is None."""
     if end is None:
         return {}
     return timings_of(end.usage, is_cut=end.reason is FinishReason.LENGTH)

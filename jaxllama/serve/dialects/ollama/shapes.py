@@ -198,10 +198,11 @@ class OllamaError(msgspec.Struct):
 
 
 def apply_keep_alive(request: web.Request, keep_alive: KeepAlive | None) -> None:
-    """Keep a request's model loaded for `keep_alive` after its last request; None: as before.
+    """Set how long the request's model stays loaded after its last request; None: no change.
 
-    A single model stays loaded for ever: there, other durations are reported as ignored, and
-    refused under --strict.
+    `keep_alive` is a text such as "5m" or a number of seconds; a negative one means forever. If
+    the server has a single model, the model stays loaded anyway: a duration that is not forever
+    is reported as ignored, or refused under --strict.
     """
     if keep_alive is None:
         return
@@ -231,7 +232,7 @@ def check_name(asked: str, model: Model, knobs: dict[str, Any] | None = None) ->
 
 
 def form_of(body: AnswerBody) -> FormKnobs:
-    """Return the knobs that constrain the answer to the request's `format`."""
+    """Return the knobs (request parameters) that constrain the answer to the field `format`."""
     if isinstance(body.format, dict):
         return FormKnobs({"json_schema": body.format}, {"json_schema": "format"})
     if body.format == "json":
@@ -245,7 +246,10 @@ def now() -> str:
 
 
 def timings_of(usage: Usage, *, is_cut: bool) -> dict[str, Any]:
-    """Return the fields of `Timings` for an ended answer; `is_cut`: it reached its token limit."""
+    """Return Ollama's fields for the end of an answer: reason, durations, token counts.
+
+    `is_cut` says that the answer reached its token limit.
+    """
     first = round(usage.seconds_to_first * NANOSECONDS)
     total = round(usage.seconds * NANOSECONDS)
     return {

@@ -113,10 +113,11 @@ async def vectors_of(
     truncate: bool,
     dimensions: int | None = None,
 ) -> tuple[Sequence[np.ndarray], int]:
-    """Return a vector per text, by the model or encoder that the body names, and the token count.
+    """Return the embedding vector of each text, and the number of tokens in all texts.
 
-    `truncate`: cut texts that are too long, instead of refusing them. `dimensions` is the length of
-    the vectors, which only an encoder can shorten; None: full length.
+    The model or encoder that `body` names computes the vectors. `truncate`: cut texts that are too
+    long, instead of refusing them. `dimensions` is the length of the vectors, which only an
+    encoder can shorten; None: full length.
     """
     read_options(request, body.options or {}, (), unheeded=LOADING_OPTIONS)
     check_count("inputs", len(texts))

@@ -63,7 +63,7 @@ class OpenAI(Dialect):
     prefixes = ("/v1",)
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers of all endpoints, with the operator's options."""
+        """Make the handlers of all endpoints, with the operator's options; None: the defaults."""
         super().__init__(options)
         self._responses = ResponseStore(self.options.responses_mib * MIB)
         self.endpoints = {
@@ -107,9 +107,10 @@ class OpenAI(Dialect):
 
     @asynccontextmanager
     async def running(self, app: web.Application, /) -> AsyncIterator[None]:
-        """Answer the requests of batches in the background, within the context.
+        """Process batches (POST /v1/batches) in the background within the context.
 
-        The context lasts as long as the server runs. The routes of `app` answer the requests.
+        The context lasts as long as the server runs. The requests in a batch are answered by the
+        handlers of this API; `app` is the server's application.
         """
         try:
             async with self._work.running(app, self):

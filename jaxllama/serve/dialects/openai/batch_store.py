@@ -167,9 +167,10 @@ class BatchStore:
         append_whole(self.growing(batch, kind), msgspec.json.encode(line) + b"\n")
 
     def done(self, batch: RequestBatch) -> tuple[set[int], RequestCounts]:
-        """Return the numbers of the requests that are done, and the counts of the batch.
+        """Return the numbers of the requests with an output or error line, and their counts.
 
-        An incomplete last line, which a crash has left, is cut off.
+        A request's number is its place in the input file, from 0. An incomplete last line,
+        which a crash has left, is cut off the file.
         """
         numbers: set[int] = set()
         counts = RequestCounts(batch.request_counts.total)

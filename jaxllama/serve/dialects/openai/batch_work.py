@@ -90,10 +90,10 @@ class BatchWork:
 
     @contextlib.asynccontextmanager
     async def running(self, app: web.Application, dialect: ErrorForm) -> AsyncIterator[None]:
-        """Lock the folder, resume the unfinished batches in it, and stop their tasks at the end.
+        """Within the context, lock the folder of batches, and process those that have not ended.
 
-        A context manager. The requests of batches are answered by the routes of `app`; `dialect`,
-        the HTTP API, makes the bodies of errors.
+        At the end, the tasks that process them are stopped. `app` is the server's application;
+        `dialect`, the HTTP API, makes the bodies of errors.
         """
         self._app, self._dialect = app, dialect
         with taken(self._folder):
@@ -147,19 +147,26 @@ class BatchWork:
         return batch
 
     def find(self, id_: str, owner: str) -> KeptBatch:
-        """Return the batch `id_`; raise HttpError 404 if `owner` has none by this id."""
+        """Return the batch `id_`; raise HttpError 404 if `owner` has none by this id.
+
+        `owner` is the name of a client with an API key, or "" for all clients without a key.
+        """
         kept = self._kept.get(id_)
         if kept is None or kept.owner != owner:
             raise no_batch(id_)
         return kept
 
     def all(self, owner: str) -> list[RequestBatch]:
-        """Return an owner's batches, newest first."""
+        """Return an owner's batches, newest first.
+
+        `owner` is the name of a client with an API key, or "" for all clients without a key.
+        """
         return [kept.batch for kept in reversed(self._owned(owner))]
 
     def cancel(self, id_: str, owner: str) -> RequestBatch:
         """Cancel a batch; its answers so far stay.
 
+        `owner` is the name of a client with an API key, or "" for all clients without a key.
         Raises HttpError 404 if the owner has no such batch, and 409 if it has ended.
         """
         kept = self.find(id_, owner)
@@ -177,9 +184,9 @@ class BatchWork:
         return batch
 
     def written(self, batch: RequestBatch, kind: GrowingKind) -> Path:
-        """Return the path of a batch's file of answers, or errors, so far; it may not exist yet.
+        """Return the path of the file with a batch's answers so far, or with its errors.
 
-        `kind` is "output" for the answers, "errors" for the errors.
+        `kind` is "output" for the answers, "errors" for the errors. The file may not exist yet.
         """
         growing = self._store.growing(batch, kind)
         id_ = batch.output_file_id if kind == "output" else batch.error_file_id
@@ -229,8 +236,7 @@ class BatchWork:
     async def _run(self, kept: KeptBatch, before: asyncio.Task[None] | None) -> None:
         """Process one batch to its end.
 
-        `before` is an earlier task on the same batch, for whose end it waits first; None: there is
-        none.
+        `before` is an earlier task on the same batch, which must end first; None: there is none.
         """
         batch = kept.batch
         try:
@@ -314,9 +320,9 @@ class BatchWork:
                 task.add_done_callback(lambda _: self._room.release())
 
     async def _answer(self, kept: KeptBatch, number: int, line: bytes) -> None:
-        """Answer one request of a batch, and append its answer to the batch's files.
+        """Answer one request of a batch, and append the answer to the batch's files.
 
-        `number` and `line` are the number and the JSON text of its line in the input file.
+        `line` is the JSON text of the request. `number` is its place in the input file, from 0.
         """
         given = read_line(line, kept.batch.endpoint)
         caller = Caller(client=kept.client, route=f"BATCH {given.url}")
@@ -348,10 +354,11 @@ class BatchWork:
                 await asyncio.sleep(AWAY_SECONDS)
 
     async def _try_until_answered(self, given: InputLine, caller: Caller) -> tuple[int, bytes]:
-        """Return HTTP status and body of the answer to one request of a batch.
+        """Return the HTTP status and the body of the answer to one request of a batch.
 
         Tries again while the queue is full or the server is not ready, and a few times after the
-        engine stopped. `given` is the request's line, `caller` its sender. Errors become bodies.
+        engine stopped. Other errors become the answer. `given` is the request's line in the input
+        file, `caller` the sender.
         """
         assert self._app is not None
         assert self._dialect is not None
@@ -450,12 +457,12 @@ def fail(batch: RequestBatch, problems: list[LineProblem]) -> None:
 
 
 def line_id(batch: RequestBatch, number: int) -> str:
-    """Return the id of the output line for the request in line `number`."""
+    """Return the id of the output line for request `number` of the input file, from 0."""
     return f"batch_req_{batch.id.removeprefix('batch_')}_{number}"
 
 
 def next_undone(lines: Iterator[tuple[int, bytes]], done: set[int]) -> tuple[int, bytes] | None:
-    """Return the number and text of the next line that is not in `done`; None at the end."""
+    """Return the next of the numbered `lines` whose number is not in `done`; None at the end."""
     return next(((number, line) for number, line in lines if number not in done), None)
 
 

@@ -52,16 +52,17 @@ class FoundBeams:
 
 
 def sampling_knobs(model: Model) -> frozenset[str]:
-    """Return the sampler knobs that a beam search obeys, as their samplers declare."""
+    """Return the names of the sampler parameters that a beam search obeys."""
     kinds = model.intake.bank.samplers.values()
     suited = (knobs_of(kind) for kind in kinds if kind.suits_beams)
     return frozenset({"temperature"}.union(*suited))
 
 
 def check_obeyed(knobs: Mapping[str, object], sampling: frozenset[str]) -> None:
-    """Raise InvalidParameter for a knob that beam search would not obey.
+    """Raise InvalidParameter for a request parameter that beam search would not obey.
 
-    `sampling` has the sampler knobs that it does obey.
+    `knobs` are the parameters by name. `sampling` names the sampler parameters that beam search
+    obeys. If the temperature is 0, no other sampler parameter is accepted.
     """
     for name, value in knobs.items():
         if value is None or name in OBEYED or name in sampling:
@@ -93,9 +94,9 @@ async def find_beams(
 ) -> list[FoundBeams]:
     """Search for the likeliest answers to each prompt, one prompt after the other.
 
-    `knobs` are the request's; `options` has the settings of the search. Raises InvalidParameter for
-    a knob that the search would not obey, or if all beams together may exceed the server's token
-    limit.
+    `knobs` are the request's parameters, `options` the settings of the search. Raises
+    InvalidParameter for a parameter that the search would not obey, or if all beams together may
+    exceed the server's token limit.
     """
     sampling = sampling_knobs(service.model)
     check_obeyed(knobs, sampling)
@@ -128,7 +129,8 @@ async def find_beams(
 def search_rules(request: GenerationRequest, options: BeamOptions, model: Model) -> SearchRules:
     """Return the checked settings of a beam search; raise InvalidParameter for wrong ones.
 
-    `options` are the request's; an error about the width names the field best_of, which sets it.
+    `options` has the settings as the client sent them. Errors about the number of beams name the
+    field best_of, which sets this number.
     """
     try:
         return rules_of(
@@ -150,7 +152,8 @@ async def find_for_one(
 ) -> FoundBeams:
     """Search for the likeliest answers to one prompt; return them with their token counts.
 
-    Each step of the search is a round of engine requests, sent through `rounds`.
+    `rules` has the settings of the search. Each step of the search is a round of engine requests,
+    sent through `rounds`.
     """
     search = searching(rules)
     prefixes, reused = next(search), None
@@ -169,8 +172,8 @@ async def find_for_one(
 def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
     """Return the likeliest tokens at the position of `token`, with their log-probabilities.
 
-    The log-probabilities are the model's. With `is_sampled`, they are those after the samplers, and
-    tokens that the samplers drop are left out.
+    Without `is_sampled`, the log-probabilities are those of the model. With it, they are those
+    after the samplers, and tokens that the samplers drop are left out.
     """
     if token.logprobs is None:
         return ()
@@ -180,9 +183,9 @@ def candidates_in(token: Token, *, is_sampled: bool) -> Likeliest:
 
 
 def given_only(values: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
-    """Return the request parameters in `values` that the client has set: those named in `own`.
+    """Return the request parameters in `values` whose names are in `own`, the client's parameters.
 
-    The model's recommended values are left out: they are for random draws.
+    The model's recommended values, which `values` has too, are left out: they are for sampling.
     """
     return {name: value for name, value in values.items() if name in own}
 
@@ -190,12 +193,12 @@ def given_only(values: Mapping[str, object], own: Mapping[str, object]) -> dict[
 async def likeliest_after(
     request: GenerationRequest, prefixes: Sequence[TokenIds], rules: SearchRules, rounds: Rounds
 ) -> tuple[list[Likeliest], int]:
-    """Return the likeliest next tokens of each prefix, and how many prompt tokens were cached.
+    """Return the likeliest next tokens of each prefix, and the number of cached prompt tokens.
 
     A prefix is a beginning of an answer to the prompt of `request`; `rules` says how many tokens
     are needed; the engine requests are sent through `rounds`. Prefixes that share their first
-    tokens are requested one after the other, so that a slot's KV cache can be copied. The count is
-    that of the first prefix requested.
+    tokens are requested one after the other, so that a slot's KV cache can be copied. The number is
+    how many tokens the first request found in the KV cache.
     """
     prompts = [(*request.prompt, *prefix) for prefix in prefixes]
     order = first_of_each_stem(prompts)

@@ -123,7 +123,10 @@ def ending_of(body: ChatBody) -> PromptEnding:
 
 
 def logprobs_of(body: ChatBody) -> dict[str, object]:
-    """Convert the fields `logprobs` and `top_logprobs` to our knob `logprobs`; {} without them."""
+    """Convert the fields `logprobs` and `top_logprobs` to the engine's parameter `logprobs`.
+
+    Its value is the number of top tokens to list. The result is {} without log-probabilities.
+    """
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs to be true", "top_logprobs")
     return {"logprobs": body.top_logprobs or 0} if body.logprobs else {}

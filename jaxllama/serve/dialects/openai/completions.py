@@ -157,10 +157,10 @@ async def in_format(
     service: GenerationService,
     caller: Caller,
 ) -> tuple[list[Prompt], dict[str, object]]:
-    """Render each prompt as a user's message; return the token ids, and knobs with stop strings.
+    """Render each prompt as a user's message; return the token ids, and the changed `knobs`.
 
-    `name` is the prompt format, whose stop strings are added to those of `knobs`. Raises
-    InvalidParameter for prompts of token ids.
+    `knobs` are the request's parameters. `name` is the prompt format, whose stop strings are added
+    to the parameter `stop`. Raises InvalidParameter for prompts of token ids.
     """
     texts = [each for each in prompts if isinstance(each, str)]
     if len(texts) < len(prompts):
@@ -188,8 +188,8 @@ async def search_beams(
 ) -> TextCompletion:
     """Return the response with the likeliest answers to each prompt, found by beam search.
 
-    They come prompt by prompt, best first. Raises InvalidParameter for options of the `body` that a
-    beam search does not have.
+    The answers come prompt by prompt, best first. `knobs` are the request's parameters. Raises
+    InvalidParameter for options of the `body` that a beam search does not have.
     """
     for name in ("stream", "echo", "explain", "format"):
         if getattr(body, name):
@@ -349,9 +349,10 @@ class CompletionForm:
             yield CompletionChunk(self._id, self._created, name, [], usage=self._usage())
 
     def whole(self) -> TextCompletion:
-        """Return the body of a response that is not streamed: `n` answers to each prompt.
+        """Return the body of a response that is not streamed.
 
-        They are the best ones if more were generated, in the order of the prompts.
+        It has `n` answers to each prompt, in the order of the prompts. If more were generated, the
+        best `n` are returned.
         """
         style, chosen = self._style, []
         for first in range(0, len(self._writers), style.generated):

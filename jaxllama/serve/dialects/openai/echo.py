@@ -31,7 +31,10 @@ async def make_echoes(
     service: GenerationService,
     caller: Caller,
 ) -> list[Echo]:
-    """Return the echo of each prompt, with log-probabilities if the knob `logprobs` is set."""
+    """Return the echo of each prompt, with log-probabilities if `logprobs` is in `knobs`.
+
+    `knobs` are the request's parameters.
+    """
     asked = check("logprobs", knobs.get("logprobs"))
     count = asked if isinstance(asked, int) else None
     adapter = service.model.intake.adapter(knobs.get("lora"), knobs.get("lora_scale"))
@@ -45,7 +48,7 @@ async def make_echo(
     count: int | None,
     adapter: AdapterUse | None,
 ) -> Echo:
-    """Return the echo of one prompt: its text and its tokens.
+    """Return the echo of one prompt: its text, its tokens and, if asked for, log-probabilities.
 
     `count`: how many likeliest tokens to list at each position, beside the log-probability of the
     prompt's own token; None: no log-probabilities. `adapter` is the LoRA adapter to compute them

@@ -62,7 +62,10 @@ class FileStore:
 
     @contextlib.contextmanager
     def receive(self, owner: str) -> "Iterator[Upload]":
-        """Yield an upload of `owner` to write to, deleted at the end unless `keep` was called."""
+        """Yield a new upload to write to; at the end it is deleted unless `Upload.keep` was called.
+
+        `owner` is the name of a client with an API key, or "" for all clients without a key.
+        """
         upload = Upload(self, part_in(self._folder), owner)
         try:
             with upload:
@@ -98,7 +101,10 @@ class FileStore:
         return file
 
     def find(self, id_: str, owner: str) -> FileObject:
-        """Return the description of a file; raise HttpError 404 if `owner` has none of this id."""
+        """Return the description of a file; raise HttpError 404 if `owner` has none by this id.
+
+        `owner` is the name of a client with an API key, or "" for all clients without a key.
+        """
         try:
             if not ID.fullmatch(id_):
                 raise FileNotFoundError(id_)
@@ -111,7 +117,10 @@ class FileStore:
         return kept.file
 
     def all(self, owner: str) -> list[FileObject]:
-        """Return the descriptions of an owner's files, newest first."""
+        """Return the descriptions of an owner's files, newest first.
+
+        `owner` is the name of a client with an API key, or "" for all clients without a key.
+        """
         found = []
         for path in self._folder.glob("file-*.json"):
             try:
@@ -121,7 +130,10 @@ class FileStore:
         return sorted(found, key=lambda file: (file.created_at, file.id), reverse=True)
 
     def delete(self, id_: str, owner: str) -> None:
-        """Delete the file `id_`; raise HttpError 404 if `owner` has none by this id."""
+        """Delete the file `id_`; raise HttpError 404 if `owner` has none by this id.
+
+        `owner` is the name of a client with an API key, or "" for all clients without a key.
+        """
         self.find(id_, owner)
         self._description(id_).unlink(missing_ok=True)
         self.content(id_).unlink(missing_ok=True)

@@ -84,7 +84,7 @@ class FileRoutes:
         return {endpoint: getattr(self, name) for endpoint, name in FILE_HANDLERS.items()}
 
     async def upload_file(self, request: web.Request, service: GenerationService) -> web.Response:
-        """Answer POST /v1/files: store the file in the form, and return its description."""
+        """Answer POST /v1/files: store the uploaded file, and return its description."""
         del service
         check_origin(request)
         if request.content_type != "multipart/form-data":
@@ -103,7 +103,10 @@ class FileRoutes:
             raise InvalidParameter(f"the form cannot be read: {error}") from error
 
     async def _read_form(self, request: web.Request) -> FileObject:
-        """Read the fields of a form in any order, store its file, and return its description."""
+        """Read the request's multipart form, store its file, and return the file's description.
+
+        The fields may come in any order. Raises InvalidParameter for a wrong form.
+        """
         seconds = request.app[SETTINGS].body_seconds
         form = await request.multipart()
         fields: dict[str, str] = {}
@@ -167,7 +170,10 @@ class FileRoutes:
 
 
 async def receive(part: BodyPartReader, upload: Upload, seconds: float) -> None:
-    """Copy the file in a form's part to `upload`; each piece must come within `seconds`."""
+    """Copy a file from its part of a multipart form to `upload`, piece by piece.
+
+    Raises TimeoutError if the next piece takes longer than `seconds` to arrive.
+    """
     while True:
         async with asyncio.timeout(seconds):
             piece = await part.read_chunk(PIECE)
@@ -177,7 +183,10 @@ async def receive(part: BodyPartReader, upload: Upload, seconds: float) -> None:
 
 
 def check_fields(fields: Mapping[str, str]) -> None:
-    """Raise InvalidParameter if a field of the form is missing or wrong."""
+    """Raise InvalidParameter if a form lacks `file` or `purpose`, or has a wrong `purpose`.
+
+    `fields` maps the names of the form's fields to their values.
+    """
     for name in ("purpose", "file"):
         if name not in fields:
             raise InvalidParameter(f"the form has no field {name}", name)

@@ -21,7 +21,7 @@ class OldLogprobs(msgspec.Struct):
     text_offset: list[int] = msgspec.field(default_factory=list)
 
     def extend(self, more: "OldLogprobs") -> None:
-        """Append all entries of `more` to these."""
+        """Append the entries of all tokens in `more` to the lists of this object."""
         self.tokens += more.tokens
         self.token_logprobs += more.token_logprobs
         self.top_logprobs += more.top_logprobs

@@ -68,7 +68,10 @@ async def describe_model(request: web.Request, service: GenerationService) -> we
 
 
 def cards(served: ServedModel) -> list[ModelCard]:
-    """Describe a model and its LoRA adapters; and the encoder beside it, if there is one."""
+    """Describe a model, each of its LoRA adapters, and its embedding encoder, if it has one.
+
+    A model that is not loaded is described without an encoder.
+    """
     if not served.is_present:
         names = (served.name, *served.adapters)
         return [waiting_card(served, each) for each in names]
@@ -110,7 +113,10 @@ def waiting_card(served: ServedModel, name: str) -> ModelCard:
 
 
 def encoder_card(served: ServedEncoder, name: str) -> ModelCard:
-    """Describe the encoder; `name` is the name in the description, its own name or an alias."""
+    """Describe an embedding encoder.
+
+    `name` is the name in the description: the encoder's own, or an alias of it.
+    """
     config = served.encoder.config
     return ModelCard(
         id=name,

@@ -32,10 +32,10 @@ class PageQuery:
     purpose: str | None
 
     def cut(self, newest_first: Sequence[I]) -> tuple[list[I], bool]:
-        """Return the page of the items that is asked for, and whether more follow.
+        """Return the items of the page that the client asks for, and whether more items follow.
 
-        `newest_first` has all items. If no item has the id after which the client asks, the page is
-        empty.
+        `newest_first` has all items. The page is empty if the client asks for the items after an id
+        that no item has.
         """
         items = list(reversed(newest_first)) if self.is_oldest_first else list(newest_first)
         if self.after is not None:
@@ -45,9 +45,10 @@ class PageQuery:
 
 
 def read_page(request: web.Request, *, most: int, usual: int) -> PageQuery:
-    """Read the query of a list; raise InvalidParameter if it is wrong.
+    """Read from a request's query which page of a list the client wants.
 
-    `most` is the highest `limit` of items that is allowed, `usual` the default.
+    The query's `limit` is the number of items of a page: at most `most`, by default `usual`. Raises
+    InvalidParameter if the query is wrong.
     """
     query = request.query
     check_names(request, query, ("after", "limit", "order", "purpose"))

@@ -152,9 +152,9 @@ async def score_pairs(
     """Return the score of each (query, document) pair, and the number of tokens scored.
 
     A score is the geometric mean of the probabilities of the query's tokens after the document.
-    `names` are the request's fields of queries and documents, for errors; `format_` is the prompt
-    format, None: the model's own; `knobs` may name a LoRA adapter. Each pair waits in the fair
-    queue by itself.
+    `names` are the names of the request's fields for queries and documents, for errors. `format_`
+    is the prompt format; None: the model's own. `knobs["lora"]`, if present, names a LoRA adapter.
+    Each pair is queued by itself, so that requests of other clients can run in between.
     """
     if not pairs:
         raise InvalidParameter(f"{names[1]} is empty; expected at least one text", names[1])

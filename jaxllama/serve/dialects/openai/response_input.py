@@ -28,7 +28,11 @@ Turn = dict[str, Any]
 
 
 def turns_of(items: str | Sequence[InputItem]) -> list[Turn]:
-    """Convert input items of a response to messages of a conversation, in the same order."""
+    """Convert the input of a /v1/responses request to messages of a conversation, in order.
+
+    A string becomes one message of the user. Items of the assistant that follow each other, such as
+    text and tool calls, can become one message.
+    """
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
     turns: list[Turn] = []
@@ -116,7 +120,7 @@ def tools_of(tools: Sequence[FunctionTool]) -> list[ToolDefinition]:
 
 
 def choice_of(choice: ResponseToolChoice | None) -> ToolChoice | None:
-    """Convert a tool choice to the form that all HTTP APIs of the server share."""
+    """Convert a tool choice to the form that all HTTP APIs of the server share; None stays None."""
     if isinstance(choice, NamedFunctionTool):
         return NamedTool(NamedFunction(choice.name))
     return choice

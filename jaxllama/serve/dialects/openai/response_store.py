@@ -52,10 +52,10 @@ class ResponseStore:
             self._note(path.stem, path.stat().st_size)
 
     def keep(self, id_: str, kept: KeptResponse) -> None:
-        """Store a response under its id; the ones unused for longest make room.
+        """Store a response under its id.
 
-        If the disk does not take it, logs a warning and stores nothing: the client gets its
-        response all the same.
+        If the store is full, the responses unused for longest are deleted. If the disk cannot store
+        the response, logs a warning and raises no error.
         """
         raw = msgspec.json.encode(kept)
         if self._folder is None:
@@ -69,7 +69,11 @@ class ResponseStore:
         self._note(id_, len(raw))
 
     def find(self, id_: str, owner: str) -> KeptResponse:
-        """Return the response `id_`; raise HttpError 404 if `owner` has none by this id."""
+        """Return the response `id_`; raise HttpError 404 if `owner` has none by this id.
+
+        `owner` is the owner with which the response was stored: a client's name, or "" for all
+        clients without an API key.
+        """
         try:
             if id_ not in self._sizes:
                 raise FileNotFoundError(id_)
@@ -84,7 +88,11 @@ class ResponseStore:
         return kept
 
     def delete(self, id_: str, owner: str) -> None:
-        """Delete the response `id_`; raise HttpError 404 if `owner` has none by this id."""
+        """Delete the response `id_`; raise HttpError 404 if `owner` has none by this id.
+
+        `owner` is the owner with which the response was stored: a client's name, or "" for all
+        clients without an API key.
+        """
         self.find(id_, owner)
         self._forget(id_)
 
@@ -102,7 +110,7 @@ class ResponseStore:
 
 
 def no_response(id_: str) -> HttpError:
-    """Make the error for an id without a response."""
+    """Return the error (HTTP 404) for an id under which the client has no stored response."""
     return HttpError(
         f"there is no response {id_[:100]!r} of yours; it was not stored, or has been dropped",
         404,

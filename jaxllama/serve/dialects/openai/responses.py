@@ -179,9 +179,10 @@ class ResponseRoutes:
         return one_json(ResponseDeleted(id_))
 
     def _turns(self, body: ResponseBody, request: web.Request) -> list[Turn]:
-        """Return the conversation of a previous response, if one is named, and the new input.
+        """Return the messages of the conversation that a request continues or starts.
 
-        The instructions of both requests are left out.
+        They are the conversation of the previous response, if the body names one, and then the new
+        input. Instructions, old and new, are left out.
         """
         turns = turns_of(body.input)
         if body.previous_response_id is None:
@@ -191,10 +192,11 @@ class ResponseRoutes:
 
 
 def constraint_of(body: ResponseBody, tools: Sequence[ToolDefinition], style: Any) -> FormKnobs:
-    """Return the knobs that constrain the answer to `text.format` or to tool calls.
+    """Return the knobs (generation parameters) that constrain an answer to a form or to tool calls.
 
-    `style` is the prompt format's syntax of calls, or None. Raises InvalidParameter if the request
-    asks for both.
+    The form is the body's `text.format`; `tools` are the tools of the request. `style` is the
+    prompt format's syntax of tool calls; None if it has none. Raises InvalidParameter if the
+    request asks for both constraints.
     """
     calls = knobs_of_request(None, tools, choice_of(body.tool_choice), style)
     format_ = body.text.format if body.text is not None else None
@@ -272,7 +274,7 @@ class ResponseForm:
         yield WholeEvent(kind, self._next(), self.whole())
 
     def whole(self) -> Response:
-        """Return the response as it is now; it has output once the answer has ended."""
+        """Return the response as it is now; its `output` is empty until the answer has ended."""
         body, usage, knobs = self._body, self._usage, self._facts.knobs
         return Response(
             id=self._id,
@@ -374,7 +376,7 @@ class ResponseForm:
         return self._items[-1].id
 
     def _item_id(self, prefix: str) -> str:
-        """Return the id of the next output item; it begins with `prefix`, which names its kind."""
+        """Return the id of the next output item; it begins with `prefix`, such as "msg"."""
         return f"{prefix}-{self._facts.id}-{len(self._items)}"
 
     def _turn(self) -> Turn:

@@ -92,7 +92,7 @@ def ending_of(reason: FinishReason) -> Literal["stop", "length"]:
 
 
 def ids_of(event: Event) -> list[int]:
-    """Return the token id of an event as a list of one; [] if it has none.
+    """Return a list with the token id of an event; an empty list if the event has no token.
 
     The event that ends an answer has the end token, if one was drawn.
     """
@@ -109,7 +109,7 @@ class Counts:
         self._prompt = prompt  # tokens of all prompts, each counted once
 
     def so_far(self, generated: int) -> TokenUsage | UnsetType | None:
-        """Return the field `usage` of a stream's chunk before the end.
+        """Return the field `usage` for a chunk of a stream that is not the last one.
 
         `generated` counts the tokens of all answers so far. Depending on the stream's options the
         field has counts, is null (None), or is left out (UNSET).
@@ -122,8 +122,8 @@ class Counts:
 def sum_up(usages: list[Usage | None], per_prompt: int) -> TokenUsage:
     """Sum the token counts of all answers of a request.
 
-    `usages` are those of the answers, None for one that has not ended. The `per_prompt` answers of
-    one prompt follow each other, and their prompt is counted once.
+    `usages` has the token counts of each answer, None for one that has not ended. Each prompt has
+    `per_prompt` answers, which follow each other; the tokens of the prompt are counted once.
     """
     firsts = [one for one in usages[::per_prompt] if one is not None]
     prompt = sum(one.prompt for one in firsts)

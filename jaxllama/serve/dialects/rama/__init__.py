@@ -30,7 +30,7 @@ class Rama(Dialect):
     error_type = str
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the handlers, with the sampling in the operator's options."""
+        """Make the request handlers, which sample as `options` say; None: the default options."""
         super().__init__(options)
         knobs = {"temperature": self.options.temperature, "top_p": self.options.topp}
         generating = RamaGenerating(knobs, self.options.step)
@@ -43,5 +43,5 @@ class Rama(Dialect):
         }
 
     def error_body(self, error: JaxLlamaError, /) -> str:
-        """Return the text of an error."""
+        """Return the body of an error response: the error's text."""
         return f"{error}\n"

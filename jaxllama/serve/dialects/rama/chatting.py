@@ -103,9 +103,10 @@ class ChatConnection:
         self._conversations: dict[str, RamaConversation] = {}
 
     async def receive(self, message: dict[str, Any] | JaxLlamaError) -> None:
-        """Start, stop or forget a conversation, as a message of the client asks.
+        """Do what a message of the client asks: continue, stop or forget a conversation.
 
-        A wrong message is answered with its error.
+        `message` is the JSON object that the client sent; or an error, if it sent no JSON object.
+        Errors are sent to the client. An answer is generated in the background.
         """
         name = ""
         try:
@@ -165,10 +166,11 @@ class ChatConnection:
         knobs: dict[str, Any],
         overflow: ContextOverflow,
     ) -> None:
-        """Answer the last message of a conversation, and append the answer to it.
+        """Send the client an answer to a conversation, and append the answer to the conversation.
 
-        Of an answer that was stopped, the text so far is appended. `name` is the client's name of
-        the conversation; `overflow` says what happens if it does not fit into the context.
+        If the answer is stopped, its text so far is appended. `name` is the client's name for the
+        conversation, `knobs` are the client's generation parameters. `overflow` says what happens
+        if the conversation does not fit into the context.
         """
         own = self._request[CALLER]
         caller = Caller(client=own.client, route=own.route)

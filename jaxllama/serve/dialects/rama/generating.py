@@ -41,9 +41,9 @@ class RamaGenerating:
     """The handlers of /gen and /chat."""
 
     def __init__(self, knobs: Mapping[str, Any], step: int) -> None:
-        """Store the operator's sampling knobs.
+        """Store the operator's sampling parameters.
 
-        `step` is the most tokens of prompt and answer together.
+        `step` is the maximum number of tokens of prompt and answer together, for GET /gen.
         """
         self._knobs, self._step = knobs, step
 
@@ -92,7 +92,7 @@ class RamaForm(TextForm):
         self._prompt = prompt
 
     def begin(self) -> Iterator[bytes]:
-        """Yield an event for each token of the prompt."""
+        """Yield a server-sent event for each token of the prompt that has text."""
         return map(event_of, filter(None, self._prompt))
 
     def piece(self, index: int, text: str) -> bytes:
@@ -109,6 +109,6 @@ class RamaForm(TextForm):
 
 
 def event_of(text: str) -> bytes:
-    """Return the stream event with a text, in which line breaks are escaped."""
+    """Return the server-sent event that carries a text; its line breaks are escaped."""
     escaped = text.replace("\r", "").replace("\n", "\\n")
     return f"data: {escaped}\n\n".encode("utf-8", "replace")

@@ -45,7 +45,7 @@ class Rllama(Dialect):
     error_type = str
 
     def __init__(self, options: DialectOptions | None = None) -> None:
-        """Make the endpoint at the path that the options give."""
+        """Make the endpoint at the path that `options` give; None: the default options."""
         super().__init__(options)
         endpoint = endpoint_at(self.options.path)
         self._inference = RllamaInference(endpoint, self.options.max_seq_len)
@@ -55,8 +55,9 @@ class Rllama(Dialect):
     async def infer(self, request: web.Request, service: GenerationService) -> web.StreamResponse:
         """Answer POST /rllama/v1/inference with the continuation of a prompt.
 
-        The operator may choose another path. Waits while as many requests as allowed are being
-        answered. With the option exit_after_one_query, the server ends after the answer.
+        The operator may choose another path. If the maximum number of requests is already being
+        answered, waits for one to end. With the option exit_after_one_query, the server ends after
+        the answer.
         """
         async with self._places:
             response = await self._inference.answer(request, service)

@@ -55,7 +55,7 @@ class TokenChance(msgspec.Struct, omit_defaults=True):
 
 
 def endpoint_at(path: str) -> Endpoint:
-    """Return the endpoint POST at the path that the operator chose."""
+    """Return the endpoint for POST requests at `path`, the path that the operator chose."""
     return Endpoint(
         "POST",
         path,
@@ -72,9 +72,9 @@ class RllamaInference:
     """The handler of the route."""
 
     def __init__(self, endpoint: Endpoint, max_seq_len: int) -> None:
-        """Store the endpoint and the operator's bound, `max_seq_len`.
+        """Store the endpoint to answer, and the operator's limit.
 
-        It bounds the tokens of prompt and answer together.
+        `max_seq_len` is the maximum number of tokens of prompt and answer together.
         """
         self._endpoint, self._max_seq_len = endpoint, max_seq_len
         self._writer: DistributionWriter | None = None
@@ -124,7 +124,7 @@ class RllamaInference:
     async def _distributions(
         self, answers: Answers, service: GenerationService, body: RllamaBody
     ) -> AsyncIterator[bytes]:
-        """Yield a line for each token of the answer: the probabilities of all tokens there.
+        """Yield a JSON line for each token of the answer: the whole vocabulary's probabilities.
 
         `answers` has one answer; `body` says whether an end token ends it.
         """
@@ -140,9 +140,10 @@ class RllamaInference:
                 yield line
 
     def _encode(self, model: Model, logits: np.ndarray) -> list[bytes]:
-        """Encode rows of logits as lines of probabilities; runs off the event loop.
+        """Encode each row of logits as a JSON line with the probabilities of all tokens.
 
-        The writer with the spelling of all tokens is made once.
+        `model` has the tokenizer. The first call is slow, as it prepares the texts of all tokens.
+        Call it off the event loop.
         """
         if self._writer is None:
             self._writer = DistributionWriter(model.intake.tokenizer, model.intake.bank.vocab)
@@ -150,9 +151,10 @@ class RllamaInference:
 
 
 async def lines_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) -> AsyncIterator[Line]:
-    """Yield a line for each token: its spelling, and the probability it was drawn with.
+    """Yield {text: {"p": probability}} for each token of the answer.
 
-    `answers` has one answer; `body` says whether an end token ends it.
+    The probability is the one with which the token was drawn. `answers` has one answer. `body` says
+    whether an end token ends it; the value of that token has `is_end_token`, too.
     """
     async for _, event in answers:
         if not isinstance(event, Token):
@@ -175,7 +177,7 @@ def chance_of(logprobs: TokenLogprobs | None) -> float:
 
 
 async def tokens_of(answers: Answers, tokenizer: Tokenizer, body: RllamaBody) -> list[int]:
-    """Return the token ids of the answer, up to and with the end token that ends it.
+    """Return the token ids of the answer, including the end token if one ends it.
 
     `answers` has one answer; `body` says whether an end token ends it.
     """
@@ -195,7 +197,10 @@ async def no_lines() -> AsyncIterator[bytes]:
 
 
 async def write_lines(request: web.Request, lines: AsyncIterator[Any]) -> web.StreamResponse:
-    """Send lines as they come, or one JSON array of them if the client accepts JSON."""
+    """Send lines of JSON as they come, or as one JSON array if the client accepts JSON.
+
+    A line is encoded JSON (bytes), or an object to encode. Returns the response, which is sent.
+    """
     wants_array = "application/json" in request.headers.get("Accept", "")
     framing = replace(LINES, content_type="application/json") if wants_array else LINES
     before = b"[" if wants_array else b""

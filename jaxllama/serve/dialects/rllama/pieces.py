@@ -16,7 +16,10 @@ BYTE = re.compile(r"[\udc80-\udcff\n]")  # a byte that is no UTF-8, or a line br
 
 
 def spell(piece: bytes) -> str:
-    """Return a token's bytes as text: spaces as ▁, bytes that form no character in hex."""
+    """Return a token's bytes as text, with ▁ for a space.
+
+    A line break, and a byte that is not part of valid UTF-8, is written in hex, such as `<0x0A>`.
+    """
     text = piece.decode("utf-8", "surrogateescape").replace(" ", "\u2581")
     return BYTE.sub(lambda found: f"<0x{ord(found[0]) & 0xFF:02X}>", text)
 
@@ -40,7 +43,7 @@ class DistributionWriter:
         self._tails = [b',"is_end_token":true}' if key in ends else b"}" for key in self._keys]
 
     def lines(self, logits: np.ndarray) -> Iterator[bytes]:
-        """Yield a line of JSON for each row of logits: spelling -> probability, of all tokens."""
+        """Yield a line of JSON for each row of logits: {text: {"p": probability}}, all tokens."""
         for row in logits:
             shares = np.exp(row - row.max(), dtype=np.float64)
             shares /= shares.sum()
