@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllama.scopes import scoped
-from jaxllama.shapes import Array, Float, Int32
+from jaxllama.shapes import Array, Bool, Float, Int32
 
 SHORTEST, LONGEST = 2, 8  # tokens of a match that are compared, at least and at most
 SURE = 6  # tokens of a match that goes before the drafts of a draft model
@@ -21,6 +21,10 @@ HOPEFUL = 0.6  # the share of accepted tokens that a new row starts with
 HOPEFUL_OF_MODEL = 0.75  # the same with a draft model
 HIGHEST = 0.99  # trust that checks can reach
 MARGIN = 1.1
+# Times relative to a step with one row (two cores, AVX-512): of a step with any drafts, and of
+# each place for a draft in a slot, used or not.
+START, PLACE = 0.05, 0.004
+DRAFTED = 1.3  # time of a drafted row relative to another one: it is drawn in a turn of its own
 DOUBT = 0.75  # each further token of a match multiplies the doubt in a draft by this
 
 
@@ -76,10 +80,36 @@ def worth_checking(
     SHORTEST first multiplies 1 - trust by DOUBT, so after a long match even a row with little trust
     drafts. A row with a trust of 1 drafts `most` tokens after any match.
     """
-    doubt = (1.0 - trust) * DOUBT ** (match - SHORTEST).astype(jnp.float32)
-    chance = (1.0 - doubt)[:, None] ** jnp.arange(1, most + 1)
-    count = jnp.where(trust < 1.0, jnp.sum(chance >= least, axis=1), most)
+    likely = jnp.sum(chances(trust, match, most) >= least, axis=1)
+    count = jnp.where(trust < 1.0, likely, most)
     return jnp.where(match >= SHORTEST, count, 0).astype(jnp.int32)
+
+
+def chances(trust: Float[Array, " S"], match: Int32[Array, " S"], most: int) -> Float[Array, "S N"]:
+    """Return the chances that the first `most` drafted tokens of each row are accepted.
+
+    `worth_checking` explains `trust` and `match`.
+    """
+    doubt = (1.0 - trust) * DOUBT ** (match - SHORTEST).astype(jnp.float32)
+    found: Array = (1.0 - doubt)[:, None] ** jnp.arange(1, most + 1)
+    return found
+
+
+def pay_together(
+    chance: Float[Array, "S N"], count: Int32[Array, " S"], rows: Float[Array, ""], row_cost: float
+) -> Bool[Array, ""]:
+    """Say whether a step with drafts gives more tokens per second than one without.
+
+    `chance` are the chances that the drafted tokens of each row are accepted, of which the first
+    `count` would be checked. The step has `rows` rows without drafts. `row_cost` is the time of one
+    more row, relative to a step with one row.
+    """
+    slots, most = chance.shape
+    is_checked = jnp.arange(most) < count[:, None]
+    gain = jnp.sum(jnp.where(is_checked, chance, 0.0))
+    added = START + PLACE * slots * most + DRAFTED * row_cost * jnp.sum(count)
+    pays: Array = gain * (1.0 + row_cost * (rows - 1.0)) >= MARGIN * rows * added
+    return pays
 
 
 def updated_trust(
@@ -104,11 +134,11 @@ def least_chance(
     """Return the chance of acceptance above which it saves time to check a drafted token.
 
     The step has `rows` rows. `row_cost` is the time of one more row, relative to a step with one
-    row; a drafted token costs as much. `draft_cost` is the time of a step of the draft model
-    relative to a step of the model, each with one row; 0 if drafts are looked up in the row's
-    tokens. `drafting` is the number of rows that share a step of the draft model. MARGIN covers
-    other costs of drafts.
+    row; a drafted token costs DRAFTED times as much. `draft_cost` is the time of a step of the
+    draft model relative to a step of the model, each with one row; 0 if drafts are looked up in the
+    row's tokens. `drafting` is the number of rows that share a step of the draft model. MARGIN
+    covers other costs of drafts.
     """
     share = draft_cost * (1.0 + row_cost * (drafting - 1.0)) / drafting
-    least: Array = MARGIN * (row_cost + share) * rows / (1.0 + row_cost * (rows - 1.0))
+    least: Array = MARGIN * (DRAFTED * row_cost + share) * rows / (1.0 + row_cost * (rows - 1.0))
     return least

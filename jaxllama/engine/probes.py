@@ -299,8 +299,9 @@ class Probes:
     def _arguments(self, call: Sequence[TokenRun]) -> Runs:
         """Convert the token runs of one call of the program `weigh` to padded arrays.
 
-        A run is a few consecutive tokens in the cache. The program `weigh` computes
-        log-probabilities of given next tokens after the tokens of such runs.
+        A run is a few consecutive tokens that the program computes and writes to the cache, with
+        targets: for some of these tokens, possible next tokens. The program returns the
+        log-probability of each target.
         """
         count = self._batch.programs.runs
         ids, places = np.zeros((count, RUN), np.int32), np.zeros((2, count), np.int32)

@@ -90,7 +90,9 @@ class StageSteps(Steps):
 
         `x` has the sequences one after the other, all padded to one size: token ids (first stage)
         or the hidden states from the stage before. `places` has the first cache column of each
-        sequence, then the number of real tokens of each.
+        sequence, then the number of real tokens of each. A sequence sees all columns before its
+        first one, also those that sequences before it in `x` have written. The result has a row for
+        each token in `x`, padding included.
         """
         model = self._model(params, for_prompts=True)
         hidden, cache = model.branches(x, state.cache, slot, places)

@@ -55,7 +55,9 @@ class DecodeState:
     draft_trust: Float[Array, " S"]  # share of drafted tokens that were accepted; 1: not adapted
     bank: Bank
     # Logits after the drafts of a step: room that steps with drafts use. None without speculation.
-    draft_logits: Float[Array, "N S V"] | None
+    # Those of all rows at the first place of a step come first, then those at the next place. With
+    # three axes, XLA gives the array another layout in its loops, and copies it in each step.
+    draft_logits: Float[Array, "NS V"] | None
     draft: DraftCache | None  # None without a draft model
 
     @property
@@ -196,7 +198,7 @@ def empty_state(
         draft_trust=jnp.zeros(slots, jnp.float32),
         bank=bank.empty(slots),
         draft_logits=(
-            jnp.zeros((1 + engine.draft_tokens, slots, model.vocab_size), jnp.float32)
+            jnp.zeros(((1 + engine.draft_tokens) * slots, model.vocab_size), jnp.float32)
             if engine.draft_tokens
             else None
         ),

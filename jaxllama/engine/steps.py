@@ -26,8 +26,10 @@ from jaxllama.engine.drafts import (
     SHORTEST,
     SURE,
     Drafts,
+    chances,
     find_drafts,
     least_chance,
+    pay_together,
     updated_trust,
     worth_checking,
 )
@@ -308,7 +310,9 @@ class Steps:
                 del logits
                 # `turn` is 0; without it XLA reads the logits in every step, outside this loop.
                 place = index + 1 + turn
-                found: Array = lax.dynamic_index_in_dim(state.draft_logits, place, keepdims=False)
+                slots, room = self.engine.slots, state.draft_logits
+                assert room is not None
+                found: Array = lax.dynamic_slice_in_dim(room, place * slots, slots)
                 return found
 
             logits = lax.fori_loop(0, jnp.any(going).astype(jnp.int32), following, logits)
@@ -365,8 +369,8 @@ class Steps:
             hidden = hidden[place, jnp.arange(place.shape[1])]
             drawn = active & (depth <= drafts.length)
             logits = model.head(hidden.reshape(drawn.size, -1), drawn.reshape(-1))
-            logits = logits.reshape(*drawn.shape, -1)
-            return dataclasses.replace(state, cache=cache, draft_logits=logits), logits[0]
+            first = logits[: self.engine.slots]
+            return dataclasses.replace(state, cache=cache, draft_logits=logits), first
 
         has_drafts = jnp.any((drafts.length > 0) | (fed.length > 0)).astype(jnp.int32)
         found = lax.fori_loop(0, 1 - has_drafts, alone, before)
@@ -416,8 +420,12 @@ class Steps:
             tokens, match = find_drafts(state.tokens, state.length + 1, most)
             if self._draft_model is not None:
                 match = jnp.where(match >= SURE, match, 0)
-            count = worth_checking(state.draft_trust, match, least, most)
-            return Drafts(tokens, jnp.where(wants, jnp.minimum(count, left), 0))
+            trust = state.draft_trust
+            count = worth_checking(trust, match, least, most)
+            count = jnp.where(wants, jnp.minimum(count, left), 0)
+            adapted = jnp.where(trust < 1, count, 0)
+            pay = pay_together(chances(trust, match, most), adapted, rows, self.engine.row_cost)
+            return Drafts(tokens, jnp.where((trust >= 1) | pay, count, 0))
 
         def none() -> Drafts:
             return Drafts(jnp.zeros((left.shape[0], most), jnp.int32), jnp.zeros_like(left))
@@ -435,7 +443,7 @@ class Steps:
         """Let the draft model draft at most `left` tokens for each row without drafts in `found`.
 
         Returns the state with the new cache of the draft model, and the drafts of all rows, those
-        in `found` included. `rows` is the number of tokens that the step computes without drafts.
+        in `found` included. `rows` is how many tokens the step computes besides drafts.
         """
         assert self._draft_model is not None and state.draft is not None
         trust, cost = state.draft_trust, self._draft_model.cost

@@ -272,18 +272,22 @@ def placed_together(weight: Weight | ExpertWeights, biases: Sequence[Any]) -> li
 
 @runtime_checkable
 class AttendStep(Protocol):
-    """Attention of one token of every slot."""
+    """Attention of one token of every slot; with a body that has a `row_cost`, or of several.
+
+    Several tokens of a slot are consecutive: first come the first tokens of all slots, then the
+    next ones of all slots, and so on.
+    """
 
     def __call__(
         self,
         projections: Projections,
         rotation: Rotation,
         layer: Layer,
-        position: Int[Array, " S"],
-        active: Bool[Array, " S"],
+        position: Int[Array, " L"],
+        active: Bool[Array, " L"],
         window: int | None,
-    ) -> tuple[Float[Array, "S W"], Layer]:
-        """Rotate queries and keys, store row s at column position[s] of slot s, attend up to it.
+    ) -> tuple[Float[Array, "L W"], Layer]:
+        """Rotate queries and keys, store row s at column position[s] of its slot, attend up to it.
 
         `projections` are queries, keys and values, `rotation` has the rotary tables, `layer` is one
         layer of the KV cache. `window` limits how many columns a row attends to, None: all.

@@ -89,21 +89,15 @@ class Llama(Module):
         `row_cost`).
         """
         count, slots = tokens.shape
-        positions = position + jnp.arange(count, dtype=jnp.int32)[:, None]
+        position = (position + jnp.arange(count, dtype=jnp.int32)[:, None]).reshape(-1)
+        is_real = active.reshape(-1)
 
         def attend(
             qkv: Projections, rotation: Rotation, layer: Layer, window: int | None
         ) -> Attended:
-            mixed = []
-            for place in range(count):
-                rows = slice(place * slots, (place + 1) * slots)
-                own_qkv, own_rotation = jax.tree.map(lambda x, at=rows: x[at], (qkv, rotation))
-                own = (positions[place], active[place], window)
-                out, layer = self.attention.step(own_qkv, own_rotation, layer, *own)
-                mixed.append(out)
-            return jnp.concatenate(mixed), layer
+            return self.attention.step(qkv, rotation, layer, position, is_real, window)
 
-        rows = RowInfo(positions.reshape(-1), active.reshape(-1), "slots", adapters)
+        rows = RowInfo(position, is_real, "slots", adapters)
         hidden, cache = self.through(tokens.reshape(-1), cache, attend, rows)
         return hidden.reshape(count, slots, -1), cache
 

@@ -544,7 +544,10 @@ class ServedModels:
         model.state = ModelState.UNLOADED
 
     async def _close(self, model: ServedModel) -> None:
-        """Close a model's service, give its memory back, and put a new service in its place."""
+        """Unload a model: close its service and give its memory back.
+
+        A new service takes its place, which loads the model again at its next request.
+        """
         self._forget_expiry(model)
         if model.guard is not None:
             model.guard.cancel()

@@ -244,7 +244,7 @@ def test_a_draft_has_to_be_likelier_the_more_the_draft_model_costs():
         return float(least_chance(0.1, jnp.float32(rows), cost, jnp.float32(drafting)))
 
     assert least(0.0, 1, 1) == pytest.approx(float(least_chance(0.1, jnp.float32(1))))
-    assert least(0.1, 1, 1) == pytest.approx(1.1 * 0.2)
+    assert least(0.1, 1, 1) == pytest.approx(1.1 * (1.3 * 0.1 + 0.1))
     assert least(0.1, 4, 4) < least(0.1, 4, 1)  # rows that draft together share a step
     assert least(0.5, 1, 1) < HOPEFUL_OF_MODEL < least(0.7, 1, 1)
 

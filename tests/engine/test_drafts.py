@@ -15,6 +15,7 @@ from jaxllama.engine.drafts import (
     SHORTEST,
     find_drafts,
     least_chance,
+    pay_together,
     updated_trust,
     worth_checking,
 )
@@ -92,6 +93,17 @@ def test_rows_draft_as_much_as_their_trust_is_worth():
     assert worth(1.0, 2, 1.01) == 4  # not adapted
 
 
+def test_drafts_have_to_be_worth_the_costs_that_they_share():
+    def pay(chance: float, drafting: int, rows: int) -> bool:
+        count = jnp.where(jnp.arange(16) < drafting, 2, 0)
+        every = jnp.full((16, MOST), chance)
+        return bool(pay_together(every, count, jnp.float32(rows), 0.12))
+
+    assert pay(0.9, 1, 1) and not pay(0.2, 1, 1)
+    assert pay(0.9, 8, 8) and not pay(0.9, 1, 8)  # for one row of eight it costs all too much
+    assert not pay(0.9, 16, 16)
+
+
 def test_trust_follows_the_accepted_tokens():
     def after(trust: float, count: int, accepted: int) -> float:
         return float(updated_trust(*(jnp.array([each]) for each in (trust, count, accepted)))[0])
@@ -110,8 +122,8 @@ def test_a_draft_has_to_be_likelier_the_more_rows_there_are_and_the_more_they_co
     def least(cost: float, rows: int) -> float:
         return float(least_chance(cost, jnp.float32(rows)))
 
-    assert least(0.1, 1) == pytest.approx(0.11)
-    assert least(0.1, 1) < least(0.1, 16) < 1 < least(0.45, 16)
+    assert least(0.1, 1) == pytest.approx(1.1 * 1.3 * 0.1)
+    assert least(0.1, 1) < least(0.1, 16) < 1 < least(0.25, 16)
 
 
 def random_request(rng: np.random.Generator, draft: int | None) -> GenerationRequest:

@@ -158,14 +158,14 @@ std::vector<double> expected(const AttendInput& in, const AttendCache& cache, in
   return mixed;
 }
 
-void step(const AttendInput& in, const AttendCache& cache, const int32_t* position,
+void step(const AttendInput& in, const AttendCache& cache, int64_t rows, const int32_t* position,
           const bool* active) {
   const int64_t blocks = (cache.columns + ATTEND_BLOCK - 1) / ATTEND_BLOCK;
   std::vector<float> partials(
-      static_cast<size_t>(cache.slots * in.heads * blocks * (cache.size + 2)));
-  std::vector<int32_t> counters(static_cast<size_t>(cache.slots * (cache.heads + 1) + 1));
-  attend_step({in, cache, position, active, partials.data(), blocks, counters.data(),
-               counters.data() + cache.slots + 1, 0});
+      static_cast<size_t>(rows * in.heads * blocks * (cache.size + 2)));
+  std::vector<int32_t> counters(static_cast<size_t>(rows * (cache.heads + 1) + 1));
+  attend_step({in, cache, rows, position, active, partials.data(), blocks, counters.data(),
+               counters.data() + rows + 1, 0});
 }
 
 bool is_close(const AttendInput& in, const AttendCache& cache, int64_t row, int64_t slot,
@@ -184,7 +184,7 @@ bool is_close(const AttendInput& in, const AttendCache& cache, int64_t row, int6
   return true;
 }
 
-// A prompt, then the same rows as steps among neighbours that are not active.
+// A prompt, then the same rows in steps of one or more, among neighbours that are not active.
 bool sound(AttendCache like, int64_t heads, int64_t window, Digest& digest) {
   Cache one(like), other = one;
   const AttendCache prompted = one.described(like), stepped = other.described(like);
@@ -193,22 +193,29 @@ bool sound(AttendCache like, int64_t heads, int64_t window, Digest& digest) {
   Rows rows(like, heads, count);
   const AttendInput in = rows.described(heads, window);
   attend_prompt({in, prompted, slot, start, count, 0});
-  for (int64_t row = 0; row < count; ++row) {
-    if (row % 7 == 0 && !is_close(in, prompted, row, slot, start + row)) return false;
-    Rows each(like, heads, like.slots);
-    const auto copy = [&](const std::vector<float>& from, std::vector<float>& to, int64_t width) {
-      std::copy_n(from.begin() + row * width, width, to.begin() + slot * width);
-    };
-    copy(rows.qkv, each.qkv, (heads + 2 * like.heads) * like.size);
-    copy(rows.cos, each.cos, like.size / 2);
-    copy(rows.sin, each.sin, like.size / 2);
-    std::vector<int32_t> position(static_cast<size_t>(like.slots), -1);
-    position[slot] = static_cast<int32_t>(start + row);
-    bool active[8] = {};
-    active[slot] = true;
-    step(each.described(heads, window), stepped, position.data(), active);
+  const int64_t together = within(1, 3);
+  for (int64_t first = 0; first < count; first += together) {
+    Rows each(like, heads, together * like.slots);
+    std::vector<int32_t> position(static_cast<size_t>(together * like.slots), -1);
+    bool active[3 * 4] = {};
+    for (int64_t row = first; row < std::min(first + together, count); ++row) {
+      if (row % 7 == 0 && !is_close(in, prompted, row, slot, start + row)) return false;
+      const int64_t place = (row - first) * like.slots + slot;
+      const auto copy = [&](const std::vector<float>& from, std::vector<float>& to, int64_t width) {
+        std::copy_n(from.begin() + row * width, width, to.begin() + place * width);
+      };
+      copy(rows.qkv, each.qkv, (heads + 2 * like.heads) * like.size);
+      copy(rows.cos, each.cos, like.size / 2);
+      copy(rows.sin, each.sin, like.size / 2);
+      position[place] = static_cast<int32_t>(start + row);
+      active[place] = true;
+    }
+    step(each.described(heads, window), stepped, together * like.slots, position.data(), active);
     const int64_t width = heads * like.size;
-    if (std::memcmp(&each.out[slot * width], &rows.out[row * width], 4 * width) != 0) return false;
+    for (int64_t row = first; row < std::min(first + together, count); ++row) {
+      const float* out = &each.out[((row - first) * like.slots + slot) * width];
+      if (std::memcmp(out, &rows.out[row * width], 4 * width) != 0) return false;
+    }
   }
   digest.add(rows.out);
   return one == other;
@@ -222,7 +229,7 @@ void plant() {
   Rows rows(like, 1, 1);
   const int32_t position = 40;
   const bool active = true;
-  step(rows.described(1, 0), like, &position, &active);
+  step(rows.described(1, 0), like, 1, &position, &active);
 }
 
 }  // namespace

@@ -155,7 +155,7 @@ bool run(Case& c) {
   const Finish finish{or_null(c.bias), or_null(c.residual), c.y.data(), c.matrix.outward, false};
   if (c.wanted.empty()) return matmul(c.matrix.weights, rows, finish);
   const auto* wanted = reinterpret_cast<const bool*>(c.wanted.data());
-  return matmul_of(wanted, c.matrix.weights, rows, finish);
+  return matmul_of(wanted, true, c.matrix.weights, rows, finish);
 }
 
 // The largest error, in units of what rounding the inputs may do: about 1 is right, 10 is not.

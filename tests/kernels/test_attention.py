@@ -338,6 +338,25 @@ def test_rows_of_a_prompt_do_not_see_the_future(dtype):
     assert np.isnan(poisoned[7:]).all()
 
 
+@pytest.mark.parametrize(("shape", "dtype"), CASES, ids=str)
+@pytest.mark.usefixtures("body")
+def test_several_tokens_of_a_slot_have_the_same_bits_in_one_step_and_in_several(shape, dtype):
+    count, first = 3, np.asarray(places(shape), np.int32)
+    position = np.minimum(first, shape.columns - count) + np.arange(count, dtype=np.int32)[:, None]
+    active = np.ones((count, shape.slots), bool)
+    active[1:, 0] = active[2, 1] = False  # slots with one token, and with two
+    qkv, after = projections(shape, count * shape.slots), filled_cache(shape, dtype)
+    turn = turn_of(shape, position.reshape(-1))
+    given = (position.reshape(-1), active.reshape(-1), shape.window)
+    together = run_step(qkv, turn, after, *given)
+    outs = []
+    for place in range(count):
+        rows = qkv[place * shape.slots :][: shape.slots]
+        out, after = step(shape, after, position[place], active[place], qkv=rows)
+        outs.append(np.asarray(out))
+    assert_same(together, (np.concatenate(outs), after))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.usefixtures("body")
 def test_inactive_rows_touch_nothing_and_give_zeros(dtype):

@@ -84,7 +84,8 @@ def shape(
     A shaper is a sampler that changes all logits of a row. `kinds` has each shaper's class by its
     name, `shaping` its knobs, `on` the mask of rows in which it acts. `totals_of(logits, rows)`
     returns the log-sum-exp of rows. The temperature is applied just before the first shaper of
-    order 0 or more. Also returns, by name, the input of each shaper that observes drawn tokens.
+    attribute `order` 0 or more. Also returns, by name, the logits before each shaper that observes
+    drawn tokens.
     """
     shown: dict[str, Shown] = {}
     is_heated = False

@@ -38,8 +38,8 @@ std::int64_t tile_rows(const AttendPrompt& call, std::int64_t most) {
   return rows;
 }
 
-std::int64_t seen_blocks(const AttendStep& call, std::int64_t slot) {
-  const std::int64_t position = call.position[slot], window = call.input.window;
+std::int64_t seen_blocks(const AttendStep& call, std::int64_t row) {
+  const std::int64_t position = call.position[row], window = call.input.window;
   const std::int64_t low = window == 0 || position < window ? 0 : position - window + 1;
   return position / ATTEND_BLOCK - low / ATTEND_BLOCK + 1;
 }
@@ -61,25 +61,30 @@ void attend_step(AttendStep call) {
   const AttendCache& cache = call.cache;
   const AttendBody& body = body_in_use();
   std::int64_t blocks = 0;
-  for (std::int64_t slot = 0; slot < cache.slots; ++slot) {
-    if (call.active[slot]) blocks += seen_blocks(call, slot) * cache.heads;
+  for (std::int64_t row = 0; row < call.rows; ++row) {
+    if (call.active[row]) blocks += seen_blocks(call, row) * cache.heads;
   }
   call.run = run_length(blocks);
   std::int64_t parts = 0;
-  for (std::int64_t slot = 0; slot < cache.slots; ++slot) {
-    call.first_part[slot] = static_cast<std::int32_t>(parts);
-    if (!call.active[slot]) {
-      float* out = call.input.out + slot * call.input.heads * cache.size;
+  for (std::int64_t row = 0; row < call.rows; ++row) {
+    call.first_part[row] = static_cast<std::int32_t>(parts);
+    if (!call.active[row]) {
+      float* out = call.input.out + row * call.input.heads * cache.size;
       std::memset(out, 0, row_bytes(call.input, cache));
       continue;
     }
-    const std::int64_t runs = (seen_blocks(call, slot) + call.run - 1) / call.run;
+    const std::int64_t runs = (seen_blocks(call, row) + call.run - 1) / call.run;
     for (std::int64_t head = 0; head < cache.heads; ++head) {
-      call.pending[slot * cache.heads + head] = static_cast<std::int32_t>(runs);
+      call.pending[row * cache.heads + head] = static_cast<std::int32_t>(runs);
     }
     parts += runs * cache.heads;
   }
-  call.first_part[cache.slots] = static_cast<std::int32_t>(parts);
+  call.first_part[call.rows] = static_cast<std::int32_t>(parts);
+  if (call.rows > cache.slots) {  // a token attends to those before it in the same call
+    parallel_for(static_cast<int>(call.rows), [&](int row) {
+      if (call.active[row]) body.append_row(call, row, room(cache.size));
+    });
+  }
   parallel_for(static_cast<int>(parts),
                [&](int part) { body.step(call, part, room(cache.size)); });
 }

@@ -42,16 +42,18 @@ struct AttendInput {
   float* out;           // [rows, heads, size]
 };
 
-// A decode step: one token for every slot.
+// A decode step: one token for every slot, or several consecutive ones. Row r is a token of slot
+// r % slots; the first tokens of all slots come first, then the next ones.
 struct AttendStep {
   AttendInput input;
   AttendCache cache;
-  const std::int32_t* position;  // [slots]
-  const bool* active;            // [slots]
-  float* partials;               // [slots, heads, blocks, size + 2]
+  std::int64_t rows;             // a multiple of the slots
+  const std::int32_t* position;  // [rows]
+  const bool* active;            // [rows]
+  float* partials;               // [rows, heads, blocks, size + 2]
   std::int64_t blocks;           // of a full row
-  std::int32_t* first_part;      // [slots + 1]: the parts of slot s begin here
-  std::int32_t* pending;         // [slots, kv heads]: parts not finished yet
+  std::int32_t* first_part;      // [rows + 1]: the parts of row r begin here
+  std::int32_t* pending;         // [rows, kv heads]: parts not finished yet
   std::int64_t run;              // blocks that one part computes
 };
 
@@ -66,6 +68,7 @@ struct AttendPrompt {
 // The functions of one instruction set that compute one part; `scratch` belongs to the thread.
 struct AttendBody {
   void (*step)(const AttendStep&, std::int64_t part, float* scratch);
+  void (*append_row)(const AttendStep&, std::int64_t row, float* scratch);
   void (*append)(const AttendPrompt&, std::int64_t part, float* scratch);
   void (*prompt)(const AttendPrompt&, std::int64_t part, float* scratch);
   std::int64_t queries;  // of one tile of a prompt, at most; more share the packing of the keys

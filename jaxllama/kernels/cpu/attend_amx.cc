@@ -127,13 +127,18 @@ void step_in_vectors(const AttendStep& call, std::int64_t part, float* scratch) 
   avx512::attend_body.step(call, part, scratch);
 }
 
+void append_row_in_vectors(const AttendStep& call, std::int64_t row, float* scratch) {
+  avx512::attend_body.append_row(call, row, scratch);
+}
+
 void append_column_by_column(const AttendPrompt& call, std::int64_t part, float* scratch) {
   avx512::attend_body.append(call, part, scratch);
 }
 
 }  // namespace
 
-const AttendBody attend_body{step_in_vectors, append_column_by_column, prompt_in_tiles, 128};
+const AttendBody attend_body{step_in_vectors, append_row_in_vectors,
+                             append_column_by_column, prompt_in_tiles, 128};
 
 }  // namespace amx
 }  // namespace jaxllama

@@ -34,7 +34,7 @@ struct DotOf<float> {
 
 }  // namespace
 
-const AttendBody attend_body{step, append, prompt, 64};
+const AttendBody attend_body{step, append_row, append, prompt, 64};
 
 }  // namespace avx512
 }  // namespace jaxllama

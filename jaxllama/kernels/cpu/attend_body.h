@@ -53,11 +53,11 @@ inline std::int64_t first_seen(std::int64_t position, std::int64_t window) {
 }
 
 // Folds the partial results of a row and head; the part that finishes last calls this.
-inline void fold_partials(const AttendStep& call, std::int64_t slot, std::int64_t head,
+inline void fold_partials(const AttendStep& call, std::int64_t row, std::int64_t head,
                           std::int64_t group, std::int64_t from, std::int64_t to, float* out) {
   const std::int64_t size = call.cache.size;
   for (std::int64_t i = 0; i < group; ++i) {
-    const std::int64_t query = slot * call.input.heads + head * group + i;
+    const std::int64_t query = row * call.input.heads + head * group + i;
     const float* partial = call.partials + query * call.blocks * (size + 2);
     Share share{NOTHING, 0.0f};
     std::memset(out, 0, static_cast<std::size_t>(size) * sizeof(float));
@@ -69,12 +69,13 @@ inline void fold_partials(const AttendStep& call, std::int64_t slot, std::int64_
   }
 }
 
-// Computes blocks [from, to) of one slot and head and stores partial results.
+// Computes blocks [from, to) of one row and head and stores partial results.
 template <class T>
-void step_blocks(const AttendStep& call, std::int64_t slot, std::int64_t head, std::int64_t from,
+void step_blocks(const AttendStep& call, std::int64_t row, std::int64_t head, std::int64_t from,
                  std::int64_t to, float* scratch) {
   using Dot = typename DotOf<T>::Dot;
   const AttendInput& input = call.input;
+  const std::int64_t slot = row % call.cache.slots;
   const std::int64_t size = call.cache.size, group = input.heads / call.cache.heads;
   const std::int64_t width = (input.heads + 2 * call.cache.heads) * size;
   Side<T> side = side_of<T>(call.cache, slot, head);
@@ -83,15 +84,15 @@ void step_blocks(const AttendStep& call, std::int64_t slot, std::int64_t head, s
   }
   for (std::int64_t start = 0; start < group; start += ATTEND_QUERIES) {
     Tile tile(scratch, 1, smaller_of(ATTEND_QUERIES, group - start), size);
-    tile.high[0] = call.position[slot] + 1;
-    tile.low[0] = first_seen(call.position[slot], input.window);
+    tile.high[0] = call.position[row] + 1;
+    tile.low[0] = first_seen(call.position[row], input.window);
     const std::int64_t query = head * group + start;
-    put_queries<Dot>(input, width, size, slot, query, tile.group, tile.mixed, tile.queries);
+    put_queries<Dot>(input, width, size, row, query, tile.group, tile.mixed, tile.queries);
     for (std::int64_t block = from; block < to; ++block) {
       attend_block<T, Dot>(side, block, tile);
       for (std::int64_t i = 0; i < tile.group; ++i) {
-        const std::int64_t row = (slot * input.heads + query + i) * call.blocks + block;
-        float* partial = call.partials + row * (size + 2);
+        const std::int64_t place = (row * input.heads + query + i) * call.blocks + block;
+        float* partial = call.partials + place * (size + 2);
         std::memcpy(partial, tile.mixed + i * size, static_cast<std::size_t>(size) * sizeof(float));
         partial[size] = tile.block_share[i].top;
         partial[size + 1] = tile.block_share[i].total;
@@ -100,27 +101,38 @@ void step_blocks(const AttendStep& call, std::int64_t slot, std::int64_t head, s
   }
 }
 
-// Computes the part (slot, run of blocks, head); the parts of a slot are consecutive. The part with
-// the row's own column appends it: no other part reads that block.
+// Computes the part (row, run of blocks, head); the parts of a row are consecutive. With one row per
+// slot, the part with the row's own column appends it: no other part reads that block.
 template <class T>
 void step_part(const AttendStep& call, std::int64_t part, float* scratch) {
   const AttendCache& cache = call.cache;
-  std::int64_t slot = 0, beyond = cache.slots;
-  while (beyond - slot > 1) {
-    const std::int64_t middle = (slot + beyond) / 2;
-    (call.first_part[middle] <= part ? slot : beyond) = middle;
+  std::int64_t row = 0, beyond = call.rows;
+  while (beyond - row > 1) {
+    const std::int64_t middle = (row + beyond) / 2;
+    (call.first_part[middle] <= part ? row : beyond) = middle;
   }
-  const std::int64_t inner = part - call.first_part[slot], head = inner % cache.heads;
-  const std::int64_t position = call.position[slot];
+  const std::int64_t inner = part - call.first_part[row], head = inner % cache.heads;
+  const std::int64_t position = call.position[row];
   const std::int64_t first = first_seen(position, call.input.window) / BLOCK;
   const std::int64_t last = position / BLOCK;
   const std::int64_t from = first + inner / cache.heads * call.run;
   const std::int64_t to = smaller_of(from + call.run, last + 1);
-  if (to == last + 1) append_column<T>(call.input, cache, slot, head, slot, position, scratch);
-  step_blocks<T>(call, slot, head, from, to, scratch);
-  std::int32_t* pending = call.pending + slot * cache.heads + head;
+  if (to == last + 1 && call.rows == cache.slots) {
+    append_column<T>(call.input, cache, row, head, row, position, scratch);
+  }
+  step_blocks<T>(call, row, head, from, to, scratch);
+  std::int32_t* pending = call.pending + row * cache.heads + head;
   if (__atomic_sub_fetch(pending, 1, __ATOMIC_ACQ_REL) > 0) return;
-  fold_partials(call, slot, head, call.input.heads / cache.heads, first, last + 1, scratch);
+  fold_partials(call, row, head, call.input.heads / cache.heads, first, last + 1, scratch);
+}
+
+// Writes the keys and values of a row of a decode step to the cache.
+template <class T>
+void append_row_part(const AttendStep& call, std::int64_t row, float* scratch) {
+  const AttendCache& cache = call.cache;
+  for (std::int64_t head = 0; head < cache.heads; ++head) {
+    append_column<T>(call.input, cache, row, head, row % cache.slots, call.position[row], scratch);
+  }
 }
 
 template <class T>
@@ -195,5 +207,6 @@ void prompt_part(const AttendPrompt& call, std::int64_t part, float* scratch) {
   }
 
 JAXLLAMA_ATTEND_BY_KIND(step, AttendStep)
+JAXLLAMA_ATTEND_BY_KIND(append_row, AttendStep)
 JAXLLAMA_ATTEND_BY_KIND(append, AttendPrompt)
 JAXLLAMA_ATTEND_BY_KIND(prompt, AttendPrompt)

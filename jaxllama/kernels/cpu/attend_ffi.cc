@@ -121,29 +121,32 @@ ffi::Error run_step(AttendStep* call, F32 qkv, F32 cos, F32 sin, S32 position,
                     ffi::Buffer<ffi::PRED> active, F32Out out, F32Out partials, S32Out counters,
                     std::int64_t window) {
   const AttendCache& cache = call->cache;
-  if (ffi::Error error =
-          fill_input(qkv, cos, sin, cache.slots, cache, window, out, &call->input);
+  call->rows = qkv.dimensions().size() == 2 ? qkv.dimensions()[0] : 0;
+  if (call->rows < 1 || call->rows % cache.slots != 0) {
+    return wrong("the rows of a step must be as many for each slot");
+  }
+  if (ffi::Error error = fill_input(qkv, cos, sin, call->rows, cache, window, out, &call->input);
       error.failure()) {
     return error;
   }
-  if (!has_shape(position, {cache.slots}) || !has_shape(active, {cache.slots})) {
-    return wrong("position and active must be [slots]");
+  if (!has_shape(position, {call->rows}) || !has_shape(active, {call->rows})) {
+    return wrong("position and active must be [rows]");
   }
   call->blocks = (cache.columns + ATTEND_BLOCK - 1) / ATTEND_BLOCK;
-  if (cache.slots * cache.heads * call->blocks > INT32_MAX) return wrong("the cache is too large");
-  if (!has_shape(*partials, {cache.slots, call->input.heads, call->blocks, cache.size + 2}) ||
-      !has_shape(*counters, {cache.slots * (cache.heads + 1) + 1})) {
+  if (call->rows * cache.heads * call->blocks > INT32_MAX) return wrong("the cache is too large");
+  if (!has_shape(*partials, {call->rows, call->input.heads, call->blocks, cache.size + 2}) ||
+      !has_shape(*counters, {call->rows * (cache.heads + 1) + 1})) {
     return wrong("the room for partial results has another shape");
   }
   call->position = position.typed_data();
   call->active = active.typed_data();
   call->partials = partials->typed_data();
   call->first_part = counters->typed_data();
-  call->pending = call->first_part + cache.slots + 1;
-  for (std::int64_t slot = 0; slot < cache.slots; ++slot) {
-    if (!call->active[slot]) continue;
-    if (call->position[slot] < 0 || call->position[slot] >= cache.columns) {
-      return wrong("position " + std::to_string(call->position[slot]) + " lies outside the cache");
+  call->pending = call->first_part + call->rows + 1;
+  for (std::int64_t row = 0; row < call->rows; ++row) {
+    if (!call->active[row]) continue;
+    if (call->position[row] < 0 || call->position[row] >= cache.columns) {
+      return wrong("position " + std::to_string(call->position[row]) + " lies outside the cache");
     }
   }
   attend_step(*call);

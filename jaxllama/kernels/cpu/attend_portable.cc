@@ -90,7 +90,7 @@ struct DotOf {
 
 }  // namespace
 
-const AttendBody attend_body{step, append, prompt, 64};
+const AttendBody attend_body{step, append_row, append, prompt, 64};
 
 }  // namespace portable
 }  // namespace jaxllama

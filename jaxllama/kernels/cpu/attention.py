@@ -24,28 +24,31 @@ Cache = tuple[Array, ...]
 
 @scoped
 def attend_step(
-    qkv: Float[Array, "S W"],
+    qkv: Float[Array, "L W"],
     rotation: Rotation,
     cache: Cache,
-    position: Int32[Array, " S"],
-    active: Bool[Array, " S"],
+    position: Int32[Array, " L"],
+    active: Bool[Array, " L"],
     window: int | None = None,
-) -> tuple[Float[Array, "S O"], Cache]:
-    """Store one token per slot at its position and attend up to it; consumes `cache`.
+) -> tuple[Float[Array, "L O"], Cache]:
+    """Store each row's token at its position and attend up to it; consumes `cache`.
 
-    `qkv` has [query heads, key heads, value heads] side by side, not yet rotated. `position` is the
-    cache column of each token. A row that is not active writes nothing and returns zeros. `window`
-    limits how many columns a row attends to, None: all.
+    There is one row for each slot; or there are several, which are consecutive tokens of the slot:
+    first the first token of every slot, then the next one of every slot, and so on. `qkv` has
+    [query heads, key heads, value heads] side by side, not yet rotated. `position` is the cache
+    column of each token. A row that is not active writes nothing and returns zeros. `window` limits
+    how many columns a row attends to, None: all.
     """
     heads = query_heads(qkv, rotation, cache, window)
     slots, kv_heads, columns, size = cache[0].shape
-    if qkv.shape[0] != slots:
-        raise ValueError(f"there are {qkv.shape[0]} rows; one for each of {slots} slots expected")
-    require(position, (slots,), "int32", "position")
-    require(active, (slots,), "bool", "active")
+    rows = qkv.shape[0]
+    if rows % slots:
+        raise ValueError(f"there are {rows} rows; as many for each of {slots} slots expected")
+    require(position, (rows,), "int32", "position")
+    require(active, (rows,), "bool", "active")
     room = [
-        jax.ShapeDtypeStruct((slots, heads, -(-columns // BLOCK), size + 2), jnp.float32),
-        jax.ShapeDtypeStruct((slots * (kv_heads + 1) + 1,), jnp.int32),
+        jax.ShapeDtypeStruct((rows, heads, -(-columns // BLOCK), size + 2), jnp.float32),
+        jax.ShapeDtypeStruct((rows * (kv_heads + 1) + 1,), jnp.int32),
     ]
     given = (qkv, *rotation, position, active)
     out, *_, cache = call("attend_step", given, cache, heads * size, room, window)

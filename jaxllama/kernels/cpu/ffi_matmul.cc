@@ -158,7 +158,7 @@ ffi::Error multiply_part(const ffi::Buffer<ffi::F32>& x, const ffi::AnyBuffer& w
                       swiglu != 0};
   const auto* some = data<bool>(wanted);
   if (!(some == nullptr ? matmul(weights, rows, finish)
-                        : matmul_of(some, weights, rows, finish))) {
+                        : matmul_of(some, part.count > 1, weights, rows, finish))) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "matmul: out of memory");
   }
   return ffi::Error::Success();

@@ -142,7 +142,8 @@ bool matmul(const Weights& weights, const Rows& rows, const Finish& finish) {
   return true;
 }
 
-bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, const Finish& finish) {
+bool matmul_of(const bool* wanted, bool clear, const Weights& weights, const Rows& rows,
+               const Finish& finish) {
   thread_local std::vector<int64_t> places;  // both keep their memory from call to call
   thread_local std::vector<float> together;
   places.clear();
@@ -172,7 +173,7 @@ bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, con
   for (int64_t row = rows.count - 1; row >= 0; --row) {  // backwards: overwrites no result
     float* const to = finish.y + row * outward;
     if (!wanted[row]) {
-      std::memset(to, 0, outward * sizeof(float));
+      if (clear) std::memset(to, 0, outward * sizeof(float));
     } else if (--left != row) {
       std::memcpy(to, finish.y + left * outward, outward * sizeof(float));
     }

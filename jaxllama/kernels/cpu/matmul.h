@@ -139,7 +139,8 @@ extern const MatmulOps matmul_ops;
 // Multiplies all rows; returns false if there is no memory for the prepared rows.
 bool matmul(const Weights& weights, const Rows& rows, const Finish& finish);
 
-// Multiplies the active rows; the others take no time and become 0.
-bool matmul_of(const bool* wanted, const Weights& weights, const Rows& rows, const Finish& finish);
+// Multiplies the wanted rows; the others become 0 with `clear`, else their values are undefined.
+bool matmul_of(const bool* wanted, bool clear, const Weights& weights, const Rows& rows,
+               const Finish& finish);
 
 }  // namespace jaxllama

@@ -7,7 +7,8 @@ they are. Sums are float32.
 
 With AMX, rows of prompts (`Tiled.of_prompts`) and packed weights are rounded to bfloat16 instead.
 
-`active` selects the rows whose result is used; the others take no time and become 0.
+`active` selects the rows whose result is used. The others take no time: their values are undefined,
+but 0 if the matrix is that of an expert, because results of experts are summed up.
 
 Bit rule: a row's result depends on nothing but that row, whatever the number of rows and threads.
 """
@@ -31,8 +32,8 @@ def normed_matmul(
 ) -> Float[Array, "L O"]:
     """Return norm(x) · weight + bias in float32; the bias is part of `weight`.
 
-    `norm` is the weight of the norm, None: x is used as it is; `eps` is the norm's epsilon. Rows
-    that are not in the mask `active` become 0 (None: all are active).
+    `norm` is the weight of the norm, None: x is used as it is; `eps` is the norm's epsilon. Only
+    rows in the mask `active` are valid in the result (None: all).
     """
     return multiply(x, norm, eps, weight, None, active)
 
@@ -49,7 +50,7 @@ def normed_swiglu(
 
     `norm` is the weight of the norm, None: x is used as it is; `eps` is the norm's epsilon. `add`
     [L, 2 * F] is added to the products: its first half to that of gate, its second to that of up.
-    Rows that are not in the mask `active` become 0 (None: all are active).
+    Only rows in the mask `active` are valid in the result (None: all).
     """
     if not gate_up.paired:
         raise ValueError("normed_swiglu needs gate and up in one matrix; make it with tile_pair")
@@ -59,9 +60,9 @@ def normed_swiglu(
 def matmul_add(
     x: Float[Array, "L I"], weight: Tiled, residual: Float[Array, "L O"], active: ActiveRows = None
 ) -> Float[Array, "L O"]:
-    """Return residual + x · weight + bias; rows not in the mask `active` become 0.
+    """Return residual + x · weight + bias; the bias is part of `weight`.
 
-    `active` None: all rows are active. The bias is part of `weight`.
+    Only rows in the mask `active` are valid in the result (None: all).
     """
     return multiply(x, None, 0.0, weight, residual, active)
 
@@ -133,8 +134,8 @@ def multiply(
 
     If `weight` holds a pair of matrices, the result is silu(sum for gate) * (sum for up), and
     `residual` has the summands of both side by side. `norm` is the weight of the norm and `eps` its
-    epsilon. `norm` or `residual` None: left out. Rows that are not in the mask `active` become 0
-    (None: all are active).
+    epsilon. `norm` or `residual` None: left out. Only rows in the mask `active` are valid
+    in the result (None: all).
     """
     check(x, norm, weight, residual)
     if x.shape[0] == 0:

@@ -130,8 +130,8 @@ def fused(
 ) -> Float[Array, "L O"]:
     """Return norm(x) · weight + bias + add by one kernel; `norm` and `add` may be None.
 
-    `tiled` holds weight and bias as the kernels read them. Rows not in the mask `active` become 0;
-    None: all are active.
+    `tiled` holds weight and bias as the kernels read them. Only rows in the mask `active` are
+    valid in the result; None: all.
     """
     weight, eps = (None, 0.0) if norm is None else norm
     return matmul.multiply(x, weight, eps, tiled, add, active)
@@ -143,7 +143,8 @@ def summed(
     """Return x · weight + bias + add, where each device has a part of the inputs and of `tiled`.
 
     The product is summed over the devices; then the bias (a part of `tiled`) and `add` are added
-    once. `add` None: left out. Rows not in the mask `active` (None: all) have a product of 0.
+    once. `add` None: left out. Only rows in the mask `active` are valid in the result
+    (None: all).
     """
     part = matmul.normed_matmul(x, None, 0.0, dataclasses.replace(tiled, bias=None), active)
     y = add_up(part, "model")
