@@ -54,9 +54,10 @@ BODIES = [
 
 COMPILE_OPTIONS = compiler.get_compile_options
 # In the environment of another process: it compiles without optimisation, too.
+QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false"
 QUICK_PROCESS = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}",
 }
 # The folder of compiled programs, shared by all test processes of this run and of later ones.
 KEPT = Path(tempfile.gettempdir()) / f"jaxllama-tests-{os.getuid()}"

@@ -13,6 +13,7 @@ import pytest
 from jaxllama.kernels.cpu import library
 from jaxllama.llm import LLM
 from jaxllama.weights.store import find_source, store_folder
+from tests.support import QuickPrograms, only
 
 pytestmark = pytest.mark.usefixtures("few_samplers")
 GOLDEN = Path(__file__).parent / "golden"
@@ -87,7 +88,7 @@ def test_int8_cache_still_knows_what_the_text_is_about():
     """Measured once, the test text has perplexity 25.52 with it and 25.55 with float16."""
     if not library.available():
         pytest.skip(library.why_not())
-    with load(kernels="cpu", cache_dtype="int8") as small:
+    with only((), kind=QuickPrograms), load(kernels="cpu", cache_dtype="int8") as small:
         answer = small.generate("The capital of France is", temperature=0, max_tokens=4)
     assert answer.text.startswith(" Paris")
 

@@ -104,7 +104,7 @@ def test_kernels_with_split_slots_give_the_bits_of_one_device():
     ],
 )
 def test_prefixes_come_back_from_the_prompt_store_on_a_mesh(shape, engine):
-    ready = programs(shape, engine)
+    ready = programs(shape, engine, samplers=(), kind=QuickPrograms)
     runs = Engine(ready, prompt_store=PromptStore(1 << 20, 1 << 10))
     asked = [request([i, *range(150)], 4) for i in range(engine.slots + 2)]
     first, again = ([run(runs, [one])[0] for one in asked] for _ in range(2))
@@ -113,7 +113,7 @@ def test_prefixes_come_back_from_the_prompt_store_on_a_mesh(shape, engine):
     assert runs.prompt_store.figures["prompt_cache_hits"] == len(asked)
 
 
-@pytest.mark.parametrize("kv_heads", [2, 1])
+@pytest.mark.parametrize("kv_heads", [pytest.param(2, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize(
     "base", [pytest.param(ENGINE, id="xla"), pytest.param(KERNELS, marks=built)]
 )

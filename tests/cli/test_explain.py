@@ -14,7 +14,14 @@ from jaxllama.llm import LLM
 from jaxllama.recording import Recording
 from jaxllama.testing import ByteTokenizer
 from jaxllama_formats.chatml import ChatMl
-from tests.support import ENGINE, MODEL, installed_samplers, new_engine, quick_operations
+from tests.support import (
+    ENGINE,
+    MODEL,
+    QuickPrograms,
+    installed_samplers,
+    new_engine,
+    quick_operations,
+)
 
 KNOBS = {
     "top_k": 40,
@@ -31,7 +38,7 @@ KNOBS = {
 
 @pytest.fixture(scope="module")
 def recording() -> Recording:
-    engine = new_engine()
+    engine = new_engine(kind=QuickPrograms)
     llm = LLM(engine, Intake(ByteTokenizer(), ChatMl(), engine.bank, ENGINE), config=MODEL)
     return record(llm, "hello", **KNOBS)  # nothing of the model goes further than this
 

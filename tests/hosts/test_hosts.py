@@ -19,6 +19,7 @@ from jaxllama import hosts
 from jaxllama.kernels.cpu import library
 from jaxllama.testing import FAMILIES, random_params
 from tests.adapter_writer import random_adapter, write_adapter
+from tests.support import QUICK_FLAGS, QUICK_PROCESS
 from tests.weights.writers import flatten, gguf_vocabulary, write_gguf
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +44,9 @@ def adapter(tmp_path_factory) -> Path:
 
 
 def started(model: Path, devices: int, settings: dict[str, Any], **more: str) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"} | more
+    flags = f"{QUICK_FLAGS} --xla_force_host_platform_device_count={devices}"
+    quickly = QUICK_PROCESS | {"XLA_FLAGS": flags}
+    environment = os.environ | quickly | {"JAX_PLATFORMS": "cpu"} | more
     command = [sys.executable, "-m", "tests.hosts.program", str(model), json.dumps(settings)]
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, text=True,

@@ -118,6 +118,7 @@ def test_health_is_answered_beside_more_idle_connections_than_there_is_room_for(
     asyncio.run(body())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "url", [{"keepalive_seconds": 8.0, "connections": IDLERS + 10}], indirect=True
 )
