@@ -207,7 +207,8 @@ def check_rules(kind: type[Sampler]) -> Iterator[CheckOutcome]:
             if name in NEEDED:
                 return
         else:
-            yield outcome(name, PASSED, " ".join((check.__doc__ or "").split()))
+            rule = " ".join((check.__doc__ or "").split()).removeprefix("Check that ")
+            yield outcome(name, PASSED, rule[:1].upper() + rule[1:])
 
 
 def outcome(
