@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from jaxllama.errors import CannotStore
+from jaxllama.serve.dialects.exllama.sessions import ExLlamaSession, SessionStore
 from jaxllama.serve.dialects.openai import OpenAI, OpenAIOptions, batch_work
 from jaxllama.serve.whole_files import append_whole, write_whole
 from tests.serve.clients import MODEL, client_of, saying
@@ -35,6 +36,12 @@ def test_the_old_content_stays_and_nothing_is_left_over(tmp_path: Path):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_session_whose_folder_cannot_be_made_is_told_as_such(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotStore, match="cannot write to its disk"):
+        SessionStore(tmp_path / "file" / "sessions").save("one", ExLlamaSession())
 
 
 def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path):

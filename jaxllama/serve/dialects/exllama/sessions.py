@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from jaxllama.errors import InvalidParameter
-from jaxllama.serve.whole_files import write_whole
+from jaxllama.serve.whole_files import storing, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -151,16 +151,17 @@ class SessionStore:
             raise InvalidParameter(f"session {name!r} is damaged: {error}") from error
 
     def save(self, name: str, session: ExLlamaSession) -> None:
-        """Write a session, and note it as the last one used; a crash leaves the old file."""
+        """Write a session, and note it as the last one used; a crash leaves the old file.
+
+        Raises CannotStore if the disk does not take it.
+        """
         path = self._path(name)
-        try:
+        with storing():
             self._folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists() and len(self.names()) >= MOST_SESSIONS:
-                raise InvalidParameter(f"there are {MOST_SESSIONS} sessions; delete some")
-            write_whole(path, msgspec.json.format(msgspec.json.encode(session), indent=4))
-            write_whole(self._folder / LAST, str(path).encode())
-        except OSError as error:
-            raise InvalidParameter(f"session {name!r} cannot be saved: {error}") from error
+        if not path.exists() and len(self.names()) >= MOST_SESSIONS:
+            raise InvalidParameter(f"there are {MOST_SESSIONS} sessions; delete some")
+        write_whole(path, msgspec.json.format(msgspec.json.encode(session), indent=4))
+        write_whole(self._folder / LAST, str(path).encode())
 
     def rename(self, old: str, new: str, session: ExLlamaSession) -> None:
         """Save a session under the name `new`, and delete the file with the name `old`.
