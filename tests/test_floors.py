@@ -58,6 +58,7 @@ FLOORS: dict[str, tuple[str, str]] = {
     # 2: token ids only
     "engine": (MATHS, "jax numpy"),
     "engine.compiling": (WORDS, "jax threading"),
+    "engine.deep_stack": ("", "threading"),
     "engine.remote_calls": (f"{WORDS} engine", "msgspec numpy"),
     # 3: the thread crossing; checked requests
     "bridge": (f"{WORDS} engine", "threading asyncio"),

@@ -10,11 +10,13 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax.experimental import serialize_executable
 
+from jaxllama.engine.deep_stack import on_deep_stack
 from jaxllama.engine.own_files import DIGEST_BYTES, read_own, write_own
 
 logger = logging.getLogger(__name__)
@@ -23,8 +25,8 @@ MAGIC = b"jaxllama-program-2\n"
 PROGRAMS = "programs"  # folder in the cache
 LONGEST_FACTS = 1000  # bytes
 KEPT = 16  # folders; the least recently used ones are deleted
-# XLA loads the object files of a CPU program by recursion; about 1,000 overflow its stack.
-MOST_OBJECTS = 900
+# XLA loads the object files of a CPU program by recursion: about 1,000 need 8 MiB of stack.
+MOST_OBJECTS = 4000  # half of what fits the stack on which they are loaded
 ELF = b"\x7fELF"  # an object file begins with it
 
 
@@ -68,8 +70,13 @@ class Executables:
                 return None
             os.utime(self.folder)
             _, _, payload = payload.partition(b"\n")
-            return serialize_executable.deserialize_and_load(
-                payload, *trees, execution_devices=devices
+            return on_deep_stack(
+                partial(
+                    serialize_executable.deserialize_and_load,
+                    payload,
+                    *trees,
+                    execution_devices=devices,
+                )
             )
         except Exception as error:  # a stale or foreign program must never stop a start
             logger.warning("program %s on disk is not usable, compiling: %s", name, error)
