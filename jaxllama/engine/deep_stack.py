@@ -10,6 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 STACK_BYTES = 64 << 20  # of address space: only what is used takes memory
+CHANGING = threading.Lock()  # held while the size for new threads, one of the process, is changed
 
 
 def on_deep_stack(function: Callable[[], T]) -> T:
@@ -26,12 +27,13 @@ def on_deep_stack(function: Callable[[], T]) -> T:
         except BaseException as error:  # raised again by the thread that waits
             errors.append(error)
 
-    before = threading.stack_size(STACK_BYTES)
-    try:
-        thread = threading.Thread(target=run, name="deep stack")
-        thread.start()
-    finally:
-        threading.stack_size(before)
+    thread = threading.Thread(target=run, name="deep stack")
+    with CHANGING:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
     thread.join()
     if errors:
         raise errors[0]
