@@ -633,7 +633,7 @@ def stream_of(ready: PreparedRequest, index: int) -> PreparedRequest:
 def add_preset(
     knobs: Mapping[str, object], presets: Mapping[str, type[Preset]]
 ) -> dict[str, object]:
-    """Return the given knobs (settings), completed by those of the preset that they name.
+    """Return the given knobs (settings), completed by the knobs of the preset that they name.
 
     Given knobs win over those of the preset. A knob that is None counts as not given. `presets` has
     all presets by name.

@@ -135,7 +135,7 @@ def hint_for(error: BaseException) -> str:
 
 
 def named_in(line: str) -> Mapping[str, str]:
-    """Return what a source line uses that JAX cannot compile, and the replacement.
+    """Return the word in a source line that JAX cannot compile, and its replacement.
 
     The key `word` has the Python word or NumPy function in `line`, or "this line" if none is found;
     `jax` has what to call instead.

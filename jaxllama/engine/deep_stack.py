@@ -14,7 +14,7 @@ CHANGING = threading.Lock()  # held while the size for new threads, one of the p
 
 
 def on_deep_stack(function: Callable[[], T]) -> T:
-    """Return what `function` returns, or raise what it raises; it runs on a thread of its own.
+    """Run `function` on a thread with a large stack; return its result, or raise its error.
 
     The thread's stack has STACK_BYTES; that of other threads usually has 8 MiB.
     """

@@ -108,8 +108,16 @@ def pay_together(
     is_checked = jnp.arange(most) < count[:, None]
     gain = jnp.sum(jnp.where(is_checked, chance, 0.0))
     added = START + PLACE * slots * most + DRAFTED * row_cost * jnp.sum(count)
-    pays: Array = gain * (1.0 + row_cost * (rows - 1.0)) >= MARGIN * rows * added
+    pays: Array = gain * step_time(row_cost, rows) >= MARGIN * rows * added
     return pays
+
+
+def step_time(row_cost: float, rows: Float[Array, ""] | float) -> Float[Array, ""] | float:
+    """Return the time of a step with `rows` rows, relative to a step with one row.
+
+    `row_cost` is the time of one more row on the same scale.
+    """
+    return 1.0 + row_cost * (rows - 1.0)
 
 
 def updated_trust(
@@ -139,6 +147,6 @@ def least_chance(
     row's tokens. `drafting` is the number of rows that share a step of the draft model. MARGIN
     covers other costs of drafts.
     """
-    share = draft_cost * (1.0 + row_cost * (drafting - 1.0)) / drafting
-    least: Array = MARGIN * (DRAFTED * row_cost + share) * rows / (1.0 + row_cost * (rows - 1.0))
+    share = draft_cost * step_time(row_cost, drafting) / drafting
+    least: Array = MARGIN * (DRAFTED * row_cost + share) * rows / step_time(row_cost, rows)
     return least

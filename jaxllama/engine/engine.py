@@ -336,7 +336,7 @@ class Engine:
         masks = self._guides.masks(owners)
         for owner in self._running:
             if owner is not None and owner not in ahead:
-                masks.allowed[[part.slot for part in owner.parts]] = 0
+                masks.leave_out(owner)
         self.calls.send(1, owners, masks)
 
     def _rows_ahead(self) -> list[Generation]:
@@ -345,9 +345,11 @@ class Engine:
         A call of few rows is short. These are the new rows of other clients than the one that holds
         more than half of all rows.
         """
+        if not self.is_shared:
+            return []
         rows = [one for one in self._running if one is not None]
         ((largest, count),) = Counter(one.client for one in rows).most_common(1)
-        if not self.is_shared or 2 * count <= len(rows):
+        if 2 * count <= len(rows):
             return []
         others = (one for one in rows if one.client != largest and not one.emitted)
         return [one for one in others if not self.calls.steps_sent(one)]

@@ -35,6 +35,10 @@ class Masks(NamedTuple):
     allowed: UInt32[np.ndarray, "S W"]  # a bit per token; none set: the row skips the step
     forced: Int32[np.ndarray, "2 S N"] | None  # ForcedTokens; None without speculation
 
+    def leave_out(self, generation: Generation) -> None:
+        """Let a generation's rows skip the step, that of its negative prompt included."""
+        self.allowed[[part.slot for part in generation.parts]] = 0
+
 
 class Guides:
     """Follows the constraints of all requests of one engine."""
@@ -92,7 +96,7 @@ class Guides:
                 self._fail(owner, error)
                 continue
             if forced is None:
-                masks.allowed[[part.slot for part in owner.parts]] = 0
+                masks.leave_out(owner)
                 self.waiting.append(owner)
             elif forced and masks.forced is not None:
                 masks.forced[int(owner.guide.is_drawn), row, : len(forced)] = forced

@@ -202,9 +202,10 @@ class Programs:
         return found
 
     def prepare(self, progress: Progress | None = None, *, behind: bool = True) -> None:
-        """Compile or load the programs that a first request needs; with `behind`, then the others.
+        """Compile or load the programs that a first request needs.
 
-        The others are made on a background thread; without `behind`, each when it is first called.
+        With `behind`, the others are then made on a background thread; without it, each is made
+        when it is first called.
         Calls `progress` with "programs", and with "compiling NAME" before a program is compiled.
         """
         self.report = progress or self.report

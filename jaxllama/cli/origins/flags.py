@@ -32,7 +32,7 @@ class TheirFlag:
 
 
 def refused(*names: str, instead: str, kind: type = str) -> TheirFlag:
-    """Return a flag that raises UsageError if it is given; `instead` tells the user what to do.
+    """Return a flag that raises UsageError if it is given; the error advises to do `instead`.
 
     `names` are those of the flag, the longest one last; `kind` is the type of its value, bool for a
     flag without a value.

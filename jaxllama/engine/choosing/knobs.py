@@ -70,7 +70,7 @@ def catalogue(samplers: Mapping[str, type[Sampler]]) -> dict[str, KnobSpec]:
 
 
 def fault_in(spec: KnobSpec) -> str | None:
-    """Return what is wrong in the declaration of a knob, or None if nothing is.
+    """Return a description of the fault in a knob's declaration, or None without one.
 
     A knob is a sampler's parameter. The text ends an error message that begins with the knob's
     name.
@@ -88,7 +88,7 @@ def fault_in(spec: KnobSpec) -> str | None:
 
 
 def fault_in_bounds(spec: KnobSpec) -> str | None:
-    """Return what is wrong in the declared bounds or width of a knob, or None if nothing is.
+    """Return a description of the fault in a knob's bounds or width, or None without one.
 
     A knob is a sampler's parameter; its width is the most entries of a list. The text ends an error
     message that begins with the knob's name.
@@ -101,7 +101,7 @@ def fault_in_bounds(spec: KnobSpec) -> str | None:
 
 
 def fault_in_text(spec: KnobSpec, text: KnobText) -> str | None:
-    """Return what is wrong in the declaration of a knob whose value is a text, or None.
+    """Return a description of the fault in the declaration of a knob with a text, or None.
 
     A knob is a sampler's parameter; `spec` is its declaration, `text` the field `spec.text`. The
     returned text ends an error message that begins with the knob's name.

@@ -58,7 +58,7 @@ def draw_survivors(
     listed: int,
     together: bool = False,
 ) -> Draws:
-    """Draw one token per row from those of its `width` likeliest tokens that all filters keep.
+    """Draw a token for each row among its `width` likeliest ones; all filters must keep it.
 
     If a filter keeps even the last of these candidates, it might keep further tokens. Such a row is
     drawn again from more candidates, up to the whole vocabulary, so the result never depends on

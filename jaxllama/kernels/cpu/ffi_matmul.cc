@@ -114,7 +114,7 @@ ffi::Error multiply_part(const ffi::Buffer<ffi::F32>& x, const ffi::AnyBuffer& w
                          const ffi::AnyBuffer& codes, const ffi::AnyBuffer& scales,
                          const ffi::AnyBuffer& steps, const ffi::AnyBuffer& bias,
                          const ffi::AnyBuffer& residual, ffi::ResultBuffer<ffi::F32>& y, Form form,
-                         int64_t swiglu, float eps, bool of_prompt, Part part) {
+                         int64_t swiglu, float eps, bool of_prompt, Part part, bool clear) {
   Weights weights;
   if (ffi::Error error = read_weights(form, codes, scales, steps, &weights); error.failure()) {
     return error;
@@ -158,7 +158,7 @@ ffi::Error multiply_part(const ffi::Buffer<ffi::F32>& x, const ffi::AnyBuffer& w
                       swiglu != 0};
   const auto* some = data<bool>(wanted);
   if (!(some == nullptr ? matmul(weights, rows, finish)
-                        : matmul_of(some, part.count > 1, weights, rows, finish))) {
+                        : matmul_of(some, clear, weights, rows, finish))) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "matmul: out of memory");
   }
   return ffi::Error::Success();
@@ -170,7 +170,7 @@ ffi::Error multiply(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::AnyBuff
                     ffi::ResultBuffer<ffi::F32> y, int64_t kind, int64_t group, int64_t zero,
                     int64_t swiglu, float eps, int64_t of_prompt) {
   return multiply_part(x, wanted, norm, order, codes, scales, steps, bias, residual, y,
-                       {kind, group, zero}, swiglu, eps, of_prompt != 0, {0, 1});
+                       {kind, group, zero}, swiglu, eps, of_prompt != 0, {0, 1}, false);
 }
 
 ffi::Error multiply_expert(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::AnyBuffer none,
@@ -181,7 +181,7 @@ ffi::Error multiply_expert(ffi::Buffer<ffi::F32> x, ffi::AnyBuffer wanted, ffi::
   if (!is_empty(none)) return bad("an expert has no norm, bias or residual");
   return multiply_part(x, wanted, none, none, codes, scales, steps, none, none, y,
                        {kind, group, zero}, swiglu, 0.0f, of_prompt != 0,
-                       {*expert.typed_data(), experts});
+                       {*expert.typed_data(), experts}, true);
 }
 
 ffi::Error look_up(ffi::Buffer<ffi::S32> tokens, ffi::AnyBuffer codes, ffi::AnyBuffer scales,

@@ -104,7 +104,7 @@ def attend_prompt(
 
 
 def queries(q: Float[Array, "L N H"], layer: Layer) -> Float[Array, "L N W"]:
-    """Divide queries by the root of the head size; pad those of narrow heads with zeros.
+    """Divide queries by the root of the head size; pad the queries of narrow heads with zeros.
 
     A head is narrow if its size is no multiple of 128: its key and value share one vector of the
     cache layer `layer`, and the zeros cancel the value in the scores.
