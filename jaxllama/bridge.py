@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from jaxllama.engine.engine import Engine
@@ -176,6 +177,9 @@ class EngineThread:
         self._probes: deque[Probe] = deque()  # taken from the backlog; used by the thread only
         self._probe_paused = False  # probes were paused in the last turn
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Calls that wait for the event loop; it makes all of them when it wakes up.
+        self._calls: deque[Callable[[], None]] = deque()
+        self._wakes_loop = threading.Lock()  # held from a wake-up until the loop makes the calls
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -298,7 +302,8 @@ class EngineThread:
         now = self._clock()
         self.pulse = self.pulse.after_step(now - began, now)
         if events:
-            self._call(emit_all, self._by_ticket(events))
+            by_ticket = self._by_ticket(events)
+            self._call(*(partial(ticket.emit, its) for ticket, its in by_ticket))
 
     def _take_in(self) -> bool:
         """Call the functions sent to the thread, and wait for more while there is nothing to do.
@@ -345,7 +350,7 @@ class EngineThread:
             ticket.generation = self.engine.submit(request, tail, client=ticket.client)
         except JaxLlamaError as error:  # the client gets the refusal
             self.backlog.ended(ticket)
-            self._call(ticket.emit, error)
+            self._call(partial(ticket.emit, error))
         else:
             self.backlog.charge(ticket, ticket.size)
             self._tickets[ticket.generation.id] = ticket
@@ -391,12 +396,28 @@ class EngineThread:
 
     def _end_probe(self, probe: Probe, found: Any, error: Exception | None) -> None:
         self.backlog.ended(probe)
-        self._call(settle, probe.answer, found, error)
+        self._call(partial(settle, probe.answer, found, error))
 
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+    def _call(self, *calls: Callable[[], None]) -> None:
+        """Have the event loop make the calls, and wake it unless it has been woken already.
+
+        A loop that is behind makes all waiting calls at once, and then looks at its sockets again.
+        With a wake-up for each step, steps could follow each other faster than the loop handles
+        them, and new requests would wait until the engine has nothing to do.
+        """
+        self._calls += calls
         loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(function, *arguments)
+        if loop is not None and not loop.is_closed() and self._wakes_loop.acquire(blocking=False):
+            loop.call_soon_threadsafe(self._make_calls)
+
+    def _make_calls(self) -> None:
+        """Make all calls that wait for the event loop; runs on the loop."""
+        self._wakes_loop.release()  # first: a call that is added from now on wakes the loop again
+        for _ in range(len(self._calls)):
+            try:
+                self._calls.popleft()()
+            except Exception:
+                logger.exception("a call on the event loop failed")
 
     def _emit_end(self) -> None:
         """End all work, in the backlog and in progress, with the error EngineStopped.
@@ -419,15 +440,6 @@ class EngineThread:
         for probe in probes:
             settle(probe.answer, None, self._stopped())
         self._refuse_backlog()
-
-
-def emit_all(by_ticket: list[tuple[Ticket, list[Event]]]) -> None:
-    """Call the `emit` function of each request with its events; runs on the event loop.
-
-    `by_ticket` pairs each request (`Ticket`) with the events that it got in one engine step.
-    """
-    for ticket, events in by_ticket:
-        ticket.emit(events)
 
 
 def settle(answer: asyncio.Future[T], found: T | None, error: BaseException | None) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import threading
+import time
 
 import pytest
 
@@ -89,6 +90,35 @@ def test_35_streams_at_once_get_their_own_tokens():
         assert thread.pulse.steps > 0
 
     with_thread(scenario)
+
+
+def test_a_loop_that_is_behind_is_woken_once_for_all_steps(monkeypatch):
+    async def scenario(thread):
+        loop, wakes = asyncio.get_running_loop(), []
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(
+            loop, "call_soon_threadsafe", lambda *call: (wakes.append(call), wake(*call))
+        )
+        told = Told(thread, asked(3))
+        while thread.pulse.busy_since is not None or not thread.pulse.steps:
+            time.sleep(0.001)  # the loop stands still until the engine has nothing more to do
+        assert thread.pulse.steps > 5
+        assert len(wakes) == 1
+        assert [event.token for event in (await told.all())[:-1]] == list(range(3, 13))
+
+    with_thread(scenario)
+
+
+def test_an_emit_that_fails_loses_no_other_event(caplog):
+    def fail(_):
+        raise RuntimeError("a listener's fault")
+
+    async def scenario(thread):
+        thread.submit(asked(20), None, fail)
+        assert await tokens_of(thread, asked(3)) == list(range(3, 13))
+
+    with_thread(scenario)
+    assert "a listener's fault" in caplog.text
 
 
 def test_a_cancelled_ticket_is_told_its_end_and_frees_its_slot():
