@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxllama.errors import ConfigError
 from jaxllama.kernels.packed import Packed, dense_of
-from jaxllama.model.params import Leaf, abstract_params
+from jaxllama.model.params import Leaf, abstract_params, loading_order
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.base import Checkpoint, CountProgress, check_tensors
 from jaxllama.weights.export import fresh
@@ -32,6 +32,7 @@ from jaxllama.weights.native import (
     StoredForm,
     manifest_text,
 )
+from jaxllama.weights.native_bundles import BundleWriter
 from jaxllama.weights.native_store import ArrayStore
 from jaxllama.weights.quantize import quantize
 from jaxllama.weights.stored import Stored, minima_around_middle, stack, unpacked
@@ -91,17 +92,18 @@ def convert(
     """
     errors: list[WeightError] = []
     with open_checkpoint(source) as checkpoint, fresh(target, source, replaces=replaces) as made:
-        leaves = abstract_params(checkpoint.config)
+        leaves = loading_order(abstract_params(checkpoint.config))
         check_tensors(leaves, checkpoint)
         made.path.mkdir()
         store, forms = ArrayStore(made.path / ARRAYS), {}
+        writer = BundleWriter(store)
         for done, (path, leaf) in enumerate(leaves.items(), 1):
             given = checkpoint.read(path, leaf)
             value = changed(path, leaf, given, recipe)
-            forms[path] = write_weight(store, path, value)
+            forms[path] = write_weight(writer, path, value)
             errors.append(error_of(path, given, value))
             progress(done, len(leaves))
-        store.finish()
+        writer.finish()
         store.close()
         files = write_tokenizer(made.path, checkpoint)
         manifest = Manifest(
@@ -110,6 +112,7 @@ def convert(
             config=checkpoint.config,
             weights=forms,
             files=files,
+            bundles=writer.bundles,
             recommended=dict(checkpoint.recommended),
             provenance={
                 "source": source.name,
@@ -162,14 +165,14 @@ def canonical(path: str, value: Stored) -> np.ndarray:
     return unpacked(value) if path == EMBEDDING else dense_of(value)
 
 
-def write_weight(store: ArrayStore, path: str, value: Stored) -> StoredForm:
-    """Write the arrays of `value` to `store`; return its shape, type and so on for the manifest.
+def write_weight(writer: BundleWriter, path: str, value: Stored) -> StoredForm:
+    """Write the arrays of `value` with `writer`; return its shape, type and so on for the manifest.
 
     The arrays are called `PATH/value`, or `PATH/codes`, `PATH/scales` and so on if `value` is
     packed; PATH is the parameter path `path`.
     """
     if not isinstance(value, Packed):
-        store.write(f"{path}/value", np.ascontiguousarray(value))
+        writer.write(f"{path}/value", np.ascontiguousarray(value))
         return StoredForm(value.shape, value.dtype.name)
     *outer, inward, out = value.shape
     scales = np.asarray(value.scales)
@@ -189,7 +192,7 @@ def write_weight(store: ArrayStore, path: str, value: Stored) -> StoredForm:
         order=value.order is not None,
     )
     for part in form.arrays():
-        store.write(f"{path}/{part}", np.asarray(getattr(value, part)))
+        writer.write(f"{path}/{part}", np.asarray(getattr(value, part)))
     return form
 
 

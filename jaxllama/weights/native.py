@@ -24,6 +24,12 @@ from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import BLOCK_TENSORS, MAX_LAYERS, CheckedFields, read_json
 from jaxllama.weights.layout import TRANSPOSED
+from jaxllama.weights.native_bundles import (
+    BUNDLE,
+    BundledArray,
+    BundleReader,
+    nbytes_of,
+)
 from jaxllama.weights.native_store import ArrayStore, PendingArray
 from jaxllama.weights.rules import Rule
 from jaxllama.weights.stored import (
@@ -42,11 +48,12 @@ if TYPE_CHECKING:
 MANIFEST = "jaxllama.json"
 ARRAYS = "arrays"
 METADATA = "tokenizer.ggml.json"  # the tokenizer of a GGUF file
-FORMAT, VERSION = "jaxllama checkpoint", 1
+FORMAT, VERSION = "jaxllama checkpoint", 2
+OLDEST_VERSION = 1  # it has no bundles
 MAX_MANIFEST = 16 << 20  # bytes
 MAX_TEXT = 256 << 20
 EMBEDDING = "embed.weight"  # canonical [vocab, width], packed or not
-MOST_AHEAD = 16  # weights
+MOST_AHEAD = 48  # weights
 
 
 class StoredForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,7 +70,7 @@ class StoredForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def nbytes(self) -> int:
         """Return the number of bytes of all arrays of the weight."""
-        return sum(math.prod(shape) * itemsize(dtype) for shape, dtype in self.arrays().values())
+        return sum(nbytes_of(shape, dtype) for shape, dtype in self.arrays().values())
 
     def arrays(self) -> dict[str, tuple[Shape, str]]:
         """Return shape and dtype of each array that stores the weight.
@@ -95,8 +102,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     config: ModelConfig
     weights: dict[str, StoredForm]
     files: dict[str, str]  # the tokenizer's files, with their SHA-256
+    bundles: dict[str, list[str]] = {}  # names of the arrays that each one holds, in order
     recommended: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
+
+    def arrays(self) -> dict[str, tuple[Shape, str]]:
+        """Return shape and dtype of every array by name: PATH/value, PATH/codes and so on."""
+        return {
+            f"{path}/{part}": each
+            for path, form in self.weights.items()
+            for part, each in form.arrays().items()
+        }
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,7 @@ class PendingWeight:
     """A weight, or a part of it, that is being read from the disk."""
 
     form: StoredForm
-    arrays: Mapping[str, PendingArray]  # by the part of the weight that they are
+    arrays: Mapping[str, PendingArray | BundledArray]  # by the part of the weight that they are
     kept: slice  # of the inputs that are read of a packed matrix, those that were asked for
 
     def result(self) -> Stored:
@@ -132,6 +148,8 @@ class NativeCheckpoint(Checkpoint):
         self._folder = folder
         self._manifest = read_manifest(folder)
         self._store = ArrayStore(folder / ARRAYS)
+        bundles, arrays = self._manifest.bundles, self._manifest.arrays()
+        self._reader = BundleReader(self._store, bundles, arrays)
         self._next: list[str] = []  # weights to read ahead, the last one first
         self._ahead: dict[str, PendingWeight] = {}
 
@@ -193,7 +211,8 @@ class NativeCheckpoint(Checkpoint):
         """
         forms = self._manifest.weights
         known = [path for path in paths if path in forms]
-        self._store.open(f"{path}/{part}" for path in known for part in forms[path].arrays())
+        names = (f"{path}/{part}" for path in known for part in forms[path].arrays())
+        self._store.open(self._reader.stored_names(names))
         self._ahead.clear()
         self._next = known[::-1]
 
@@ -222,12 +241,12 @@ class NativeCheckpoint(Checkpoint):
         Weights that are read ahead, at most MOST_AHEAD, and the weight that the caller waits for,
         of `held` bytes, take together no more memory than the largest weight of the model.
         """
-        forms, largest = self._manifest.weights, max(self._bytes.values())
+        forms = self._manifest.weights
         held += sum(self._bytes[name] for name in self._ahead)
         while (
             self._next
             and len(self._ahead) < MOST_AHEAD
-            and held + self._bytes[self._next[-1]] <= largest
+            and held + self._bytes[self._next[-1]] <= self._largest
         ):
             name = self._next.pop()
             self._ahead[name] = self._start(name, whole(forms[name].shape))
@@ -238,11 +257,18 @@ class NativeCheckpoint(Checkpoint):
         """Return the size in bytes of every weight, by parameter path."""
         return {path: form.nbytes for path, form in self._manifest.weights.items()}
 
+    @cached_property
+    def _largest(self) -> int:
+        """Return the size in bytes of the largest weight."""
+        return max(self._bytes.values())
+
     def _start(self, name: str, index: Index) -> PendingWeight:
         """Begin to read part `index` of a weight; `PendingWeight.result` waits for it."""
         form = self._manifest.weights[name]
         if not form.bits:
-            return PendingWeight(form, {"value": self._array(name, "value", index)}, slice(0, 0))
+            return PendingWeight(
+                form, {"value": self._reader.start(f"{name}/value", index)}, slice(0, 0)
+            )
         *outer, rows, inputs = index
         unit = math.lcm(form.group, 2)
         if form.order or inputs.start % unit or inputs.stop % unit:
@@ -255,7 +281,9 @@ class NativeCheckpoint(Checkpoint):
             "minima": groups,
             "order": (*outer, slice(0, form.shape[-1])),
         }
-        arrays = {part: self._array(name, part, indices[part]) for part in form.arrays()}
+        arrays = {
+            part: self._reader.start(f"{name}/{part}", indices[part]) for part in form.arrays()
+        }
         kept = slice(index[-1].start - inputs.start, index[-1].stop - inputs.start)
         return PendingWeight(form, arrays, kept)
 
@@ -279,11 +307,8 @@ class NativeCheckpoint(Checkpoint):
     def close(self) -> None:
         """Close the store."""
         self._next, self._ahead = [], {}
+        self._reader.close()
         self._store.close()
-
-    def _array(self, name: str, part: str, index: Index) -> PendingArray:
-        shape, dtype = self._manifest.weights[name].arrays()[part]
-        return self._store.start(f"{name}/{part}", shape, dtype, index)
 
     def _file(self, name: str, digest: str) -> bytes:
         """Read the tokenizer's file `name`; raise BadHeader if its SHA-256 is not `digest`."""
@@ -307,10 +332,11 @@ def read_manifest(folder: Path) -> Manifest:
     from jaxllama.text.exchange import FOLDER_FILES  # noqa: PLC0415 - heavy
 
     fields = read_json(folder / MANIFEST, MAX_MANIFEST)
-    if (fields.text("format"), fields.whole("version")) != (FORMAT, VERSION):
+    version = fields.whole("version")
+    if fields.text("format") != FORMAT or not OLDEST_VERSION <= version <= VERSION:
         raise UnsupportedModel(
-            f"{fields.where} is version {fields.whole('version')} of {fields.text('format')!r}; "
-            f"expected version {VERSION} of {FORMAT!r}"
+            f"{fields.where} is version {version} of {fields.text('format')!r}; expected version "
+            f"{OLDEST_VERSION} to {VERSION} of {FORMAT!r}"
         )
     try:
         manifest = msgspec.convert(fields.values, Manifest)
@@ -326,6 +352,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{len(manifest.weights)} weights"
         )
     check_forms(folder, manifest, fields)
+    check_bundles(manifest, fields)
     return manifest
 
 
@@ -353,6 +380,28 @@ def check_forms(folder: Path, manifest: Manifest, fields: CheckedFields) -> None
         )
 
 
+def check_bundles(manifest: Manifest, fields: CheckedFields) -> None:
+    """Raise BadHeader if a bundle is too large, or has an array twice or one of no weight.
+
+    `manifest` lists the bundles; `fields` are its JSON fields, used to name the file in errors.
+    """
+    unbundled = manifest.arrays()
+    for bundle, names in manifest.bundles.items():
+        size = 0
+        for name in names:
+            if name not in unbundled:
+                raise BadHeader(
+                    f"{fields.where}: the array {name!r:.80} of the bundle {bundle!r:.80} is in "
+                    f"two bundles, or of no weight; expected arrays of weights, each once"
+                )
+            size += nbytes_of(*unbundled.pop(name))
+        if "/" in bundle or size > BUNDLE:
+            raise BadHeader(
+                f"{fields.where}: the bundle {bundle!r:.80} has {size} bytes; expected at most "
+                f"{BUNDLE}, and a name without /"
+            )
+
+
 def is_packable(form: StoredForm) -> bool:
     """Say whether a packed matrix can have the bits, shape and group size that `form` states.
 
@@ -366,11 +415,6 @@ def is_packable(form: StoredForm) -> bool:
         and (form.bits != 4 or form.group % 2 == 0)  # noqa: PLR2004
         and not (form.minima and form.symmetric)
     )
-
-
-def itemsize(dtype: str) -> int:
-    """Return the number of bytes that one number of this dtype takes."""
-    return {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}.get(dtype, 1)
 
 
 def manifest_text(manifest: Manifest) -> bytes:

@@ -17,6 +17,8 @@ Shape = tuple[int, ...]
 Index = tuple[slice, ...]  # a slice with start and stop for each dimension
 
 MIDDLE = 8  # the four-bit code that means 0 in symmetric matrices
+# Bits of a float16: sign, exponent, and the exponent's lowest bit: that of the least normal number.
+SIGN, EXPONENT, LEAST_NORMAL = np.uint16(1 << 15), np.uint16(31 << 10), np.uint16(1 << 10)
 CHUNK = 1 << 24  # bytes of whole rows that are in memory while columns are cut out of them
 
 
@@ -163,10 +165,15 @@ def minima_around_middle(scales: np.ndarray) -> np.ndarray:
     """Return the minimum of each group of a four-bit matrix: -8 times the group's scale.
 
     The code 8 then stands for the weight 0, as weight = scale * code + minimum. NumPy multiplies
-    float16 slowly, so the products are looked up in a table.
+    float16 slowly: where all products are normal numbers, 3 is added to the exponents instead, and
+    the others are looked up in a table.
     """
     if scales.dtype == np.float16:
-        return np.take(products_of_halves(), scales.view(np.uint16), mode="clip")
+        bits = scales.view(np.uint16)
+        exponents = (bits & EXPONENT) - LEAST_NORMAL  # a subnormal number wraps around
+        if exponents.max(initial=0) <= EXPONENT - LEAST_NORMAL - 4 * LEAST_NORMAL:
+            return ((bits ^ SIGN) + 3 * LEAST_NORMAL).view(np.float16)
+        return np.take(products_of_halves(), bits, mode="clip")
     with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
         return scales * scales.dtype.type(-MIDDLE)
 

@@ -20,9 +20,10 @@ from jaxllama.kernels.packed import Packed
 from jaxllama.model.params import abstract_params
 from jaxllama.testing import check_weights, random_params, tiny
 from jaxllama.testing.weights import parts
-from jaxllama.weights import open_checkpoint
+from jaxllama.weights import native_bundles, open_checkpoint
 from jaxllama.weights.base import check_tensors
 from jaxllama.weights.convert import Recipe, canonical, convert
+from jaxllama.weights.native_bundles import SMALL
 from jaxllama.weights.native_store import CHUNK, Room, chunk_shape
 from jaxllama.weights.quantize import quantize
 from jaxllama.weights.stored import minima_around_middle, unpacked
@@ -159,7 +160,20 @@ def test_nothing_is_overwritten_unasked(native: Path):
 
 
 CHANGES = {
-    "version": (lambda m: m.update(version=2), UnsupportedModel, "version 2 of"),
+    "version": (lambda m: m.update(version=3), UnsupportedModel, "version 3 of"),
+    "an array in two bundles": (
+        lambda m: m["bundles"].update(more=["final_norm.weight/value"]), BadHeader, "in two",
+    ),
+    "a bundled array of no weight": (
+        lambda m: m["bundles"].update(more=["nothing/value"]), BadHeader, "of no weight",
+    ),
+    "a bundle elsewhere": (lambda m: m["bundles"].update({"../a": []}), BadHeader, "without /"),
+    "a bundle that is not there": (
+        lambda m: m["bundles"].update(more=m["bundles"].pop("bundle.0")), CheckpointError, "more",
+    ),
+    "a bundle without its last array": (
+        lambda m: m["bundles"]["bundle.0"].pop(), BadHeader, "expected uint8",
+    ),
     "an unknown field": (lambda m: m.update(more=1), BadHeader, "unknown field"),
     "a width that is text": (lambda m: m["config"].update(width="w"), BadHeader, "width"),
     "layers without weights": (lambda m: m["config"].update(layers=9), BadHeader, "9 layers and"),
@@ -222,6 +236,43 @@ def test_expected_weights_are_read_ahead_within_the_size_of_the_largest(native: 
         assert not checkpoint._ahead and not checkpoint._next
 
 
+def test_small_arrays_are_stored_together_and_read_in_any_order(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(native_bundles, "BUNDLE", 1 << 20)
+    config = tiny(name="wide", kv_heads=2, width=512, ffn_width=512, vocab_size=2100)
+    held = flatten(random_params(config))
+    source, _ = FORMATS["Hugging Face float32"].write(tmp_path, config, held)
+    made(source, tmp_path / "native", Recipe("bf16"))
+    bundles = json.loads((tmp_path / "native/jaxllama.json").read_text())["bundles"]
+    assert len(bundles) > 1
+    apart = {f"{path}/value" for path in held} - {each for b in bundles.values() for each in b}
+    assert apart == {f"{path}/value" for path, each in held.items() if each.size * 2 > SMALL}
+    assert 0 < len(apart) < len(held)
+    with open_checkpoint(tmp_path / "native") as checkpoint:
+        leaves = abstract_params(config)
+        order = np.random.default_rng(0).permutation(sorted(held)).tolist()
+        for path in [*order, *order]:
+            value = checkpoint.read(path, leaves[path])
+            kept = held[path].astype(value.dtype)
+            np.testing.assert_array_equal(value, kept)
+            half = (*(slice(0, size) for size in kept.shape[:-1]), slice(0, kept.shape[-1] // 2))
+            np.testing.assert_array_equal(checkpoint.read(path, leaves[path], half), kept[half])
+            value[...] = 0  # the memory is the caller's
+
+
+def test_a_checkpoint_without_bundles_can_be_read(native: Path, tmp_path: Path, monkeypatch):
+    with_bundles = dict(weights(native))
+    monkeypatch.setattr(native_bundles, "SMALL", 0)
+    source, _ = FORMATS["GGUF Q4_0"].write(tmp_path, CONFIG, WEIGHTS)
+    made(source, tmp_path / "first")
+    text = (tmp_path / "first/jaxllama.json").read_text()
+    manifest = json.loads(text) | {"version": 1}
+    assert manifest.pop("bundles") == {}
+    (tmp_path / "first/jaxllama.json").write_text(json.dumps(manifest))
+    for path, value in weights(tmp_path / "first"):
+        for one, other in zip(parts(value), parts(with_bundles[path]), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_chunks_waste_little():
     for rows, columns in (
         (576, 576),
@@ -254,6 +305,8 @@ def test_minima_of_symmetric_codes_are_minus_eight_scales():
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     with np.errstate(all="ignore"):
         np.testing.assert_array_equal(minima_around_middle(halves), halves * np.float16(-8))
+        for same in halves.reshape(64, 1024):  # of one sign and exponent
+            np.testing.assert_array_equal(minima_around_middle(same), same * np.float16(-8))
     wide = np.array([[1.5, -2.0]], np.float32)
     np.testing.assert_array_equal(minima_around_middle(wide), [[-12.0, 16.0]])
 
