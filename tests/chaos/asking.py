@@ -5,6 +5,7 @@ Used by every attack. Sends only fields that every version of the server knows.
 
 import asyncio
 import json
+import os
 import random
 import time
 from collections import Counter
@@ -34,8 +35,8 @@ def words(count: int, seed: object) -> str:
 class Client:
     """A client with one key; it opens a connection for every request."""
 
-    def __init__(self, http: aiohttp.ClientSession, server: Target) -> None:
-        self.http, self.url = http, server.url
+    def __init__(self, http: aiohttp.ClientSession, url: str) -> None:
+        self.http, self.url = http, url
         self.sent = 0
 
     async def ask(self, path: str, body: dict[str, Any] | bytes) -> tuple[int, bytes]:
@@ -71,7 +72,7 @@ class Client:
     async def _moments(self, count: int, waits: "Waits") -> list[float]:
         """Stream a completion without cached prefix; return the event times, record failures."""
         self.sent += 1
-        prompt = words(8, f"{id(self)}, {self.sent}")
+        prompt = words(8, f"{os.getpid()}, {id(self)}, {self.sent}")
         body = {"prompt": prompt, "max_tokens": count, "temperature": 0, "ignore_eos": True}
         moments: list[float] = []
         try:
@@ -114,7 +115,7 @@ class Waits:
 async def client(server: Target, key: str) -> AsyncIterator[Client]:
     """Yield a client with this key."""
     async with session(key) as http:
-        yield Client(http, server)
+        yield Client(http, server.url)
 
 
 @asynccontextmanager
