@@ -1,5 +1,6 @@
 """Packages made by `jaxllama new`: they install, pass their own tests and run end to end."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -8,20 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from jaxllama.cli.main import main
 from jaxllama.testing import random_params
 from tests.cli.test_whole import TOKENIZER
 from tests.support import MODEL, QUICK_PROCESS
 from tests.weights.writers import flatten, write_gguf
 
+ROOT = Path(__file__).parents[2]
 # One load for all: what the sampler does at its strictest is what temperature 0 does.
 SCRIPT = """
 import json, sys
 from jaxllama import LLM
+from tests.support import only
 model, out = sys.argv[1:]
 asked = dict(max_tokens=6, temperature=5.0, seed=1, ignore_eos=True)
 question = [{"role": "user", "content": "hi"}]
-with LLM.load(
+with only(("eager", "top_p")), LLM.load(
     model, slots=1, context=128, kernels="xla", prompt_format="cornered", compile_cache=False
 ) as llm:
     said = {
@@ -43,8 +48,9 @@ def installed(tmp_path_factory) -> dict[str, str]:
         ("sampler", "eager"), ("format", "cornered"), ("weights", "folded"), ("sampler", "faulty"),
         ("tokenizer", "word_list"), ("dialect", "talk_back"),
     )  # fmt: skip
-    for what, name in kit:
-        program("new", what, name, cwd=folder)
+    with contextlib.chdir(folder):
+        for what, name in kit:
+            assert CliRunner().invoke(main, ["new", what, name]).exit_code == 0
     faulty = folder / "jaxllama-faulty" / "jaxllama_faulty.py"
     faulty.write_text(f"{faulty.read_text()}\nraise RuntimeError('half done')\n")
     projects = sorted(str(path) for path in folder.glob("jaxllama-*"))
@@ -98,8 +104,8 @@ def test_installed_weight_format_opens_its_models(installed):
 def test_installed_plugins_run_in_a_model(installed, tmp_path):
     model, out = tmp_path / "tiny.gguf", tmp_path / "said.json"
     write_gguf(model, MODEL, flatten(random_params(MODEL)), metadata=TOKENIZER)
-    path = {"PYTHONPATH": installed["PYTHONPATH"]}
-    python("-c", SCRIPT, model, out, cwd=tmp_path, **path, **QUICK_PROCESS)
+    path = os.pathsep.join((installed["PYTHONPATH"], str(ROOT)))
+    python("-c", SCRIPT, model, out, cwd=tmp_path, PYTHONPATH=path, **QUICK_PROCESS)
     said = json.loads(out.read_text())
     assert said["strict"] == said["greedy"] != said["free"]
     assert said["prompt"] == "[user]\nhi\n[end]\n[assistant]\n"
