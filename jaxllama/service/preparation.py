@@ -9,7 +9,7 @@ must not know HTTP or what the work is.
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,13 +40,25 @@ class Line:
     """Work items of one client in one lane."""
 
     used: float  # seconds; a new client starts with the least of all lines
-    waiting: deque[WorkItem] = field(default_factory=deque)
+    waiting: OrderedDict[WorkItem, None] = field(default_factory=OrderedDict)
     running: int = 0
+    size: int = 0  # characters of all work items that wait in the line
 
-    @property
-    def size(self) -> int:
-        """Number of characters of all work items that wait in the line."""
-        return sum(item.size for item in self.waiting)
+    def add(self, item: WorkItem) -> None:
+        """Put a work item at the end of the line."""
+        self.waiting[item] = None
+        self.size += item.size
+
+    def remove(self, item: WorkItem) -> None:
+        """Remove a work item that waits in the line."""
+        del self.waiting[item]
+        self.size -= item.size
+
+    def pop(self) -> WorkItem:
+        """Remove and return the first work item of the line."""
+        item, _ = self.waiting.popitem(last=False)
+        self.size -= item.size
+        return item
 
 
 class Lane:
@@ -80,7 +92,7 @@ class Lane:
         self._check(client, size)
         item = WorkItem(client, work, size, asyncio.get_running_loop().create_future())
         least = min((line.used for line in self._lines.values()), default=0.0)
-        self._lines.setdefault(client, Line(least)).waiting.append(item)
+        self._lines.setdefault(client, Line(least)).add(item)
         self._start_next()
         try:
             return await item.done
@@ -94,6 +106,7 @@ class Lane:
                 if not item.done.done():
                     item.done.set_exception(NotReady("the server is closed"))
             line.waiting.clear()
+            line.size = 0
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, client: str, size: int) -> None:
@@ -138,7 +151,7 @@ class Lane:
         ]
         if not able:
             return None
-        return min(able, key=lambda line: (line.running, line.used)).waiting.popleft()
+        return min(able, key=lambda line: (line.running, line.used)).pop()
 
     def _run_timed(self, item: WorkItem) -> tuple[Any, BaseException | None, float]:
         """Run an item, on a thread; return its result, its error and the seconds it took."""
@@ -170,7 +183,7 @@ class Lane:
         """Remove a work item from its client's queue if it still waits there."""
         line = self._lines.get(item.client)
         if line is not None and item in line.waiting:
-            line.waiting.remove(item)
+            line.remove(item)
             self._forget_if_idle(item.client)
 
     def _forget_if_idle(self, client: str) -> None:
