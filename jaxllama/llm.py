@@ -650,8 +650,8 @@ class LLM:
         for turn in scoring.rounds(tails):
             self.streams.pump_until_free()
             asked = [prompts[index] for index in turn], [tails[index] for index in turn]
-            weighed = finish(scoring.weigh(self.engine, *asked))
-            for index, logprobs in zip(turn, weighed, strict=True):
+            scored = finish(scoring.score(self.engine, *asked))
+            for index, logprobs in zip(turn, scored, strict=True):
                 found[index] = scoring.as_score(logprobs, tails[index])
         return [found[index] for index in range(len(tails))]
 

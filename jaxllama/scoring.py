@@ -17,8 +17,8 @@ from jaxllama.errors import GenerationFailed, InvalidParameter
 from jaxllama.intake import Intake, Prompt
 from jaxllama.request import AdapterUse
 
-LONGEST_SHORT = 32  # most tokens of a continuation weighed with others; longer ones fill tiles
-AT_A_TIME = 64  # continuations that are weighed together
+LONGEST_SHORT = 32  # most tokens of a continuation scored with others; longer ones fill tiles
+AT_A_TIME = 64  # continuations that are scored together
 
 
 class Pooling(StrEnum):
@@ -76,7 +76,7 @@ def tokens_to_weigh(prompt: Sequence[int], tails: Sequence[Sequence[int]]) -> in
     return len(prompt) + sum(map(len, tails))
 
 
-def weigh(
+def score(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
     tails: Sequence[Sequence[int]],
@@ -94,8 +94,8 @@ def weigh(
         probe = engine.probes.peek(ids, len(prompts[0]), adapter=adapter)
         return [(yield from probe)[0]]
     pairs = zip(prompts, tails, strict=True)
-    weighed = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
-    return (yield from engine.probes.weigh(weighed, adapter=adapter))
+    scored = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
+    return (yield from engine.probes.score(scored, adapter=adapter))
 
 
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:

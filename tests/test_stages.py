@@ -111,7 +111,7 @@ def test_probes_pass_all_stages():
     expected, found = (
         [
             *finish(each.probes.peek(ids, 5)),
-            *finish(each.probes.weigh(tails)),
+            *finish(each.probes.score(tails)),
             *finish(each.probes.embed(ids)),
         ]
         for each in engines

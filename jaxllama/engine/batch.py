@@ -152,14 +152,14 @@ class Batch:
         return found
 
     @on_every_host
-    def weigh(self, slot: int, runs: Runs, use: AdapterUse | None = None) -> Any:
+    def score(self, slot: int, runs: Runs, use: AdapterUse | None = None) -> Any:
         """Run short runs of tokens through the model; return an array with each target's logprob.
 
         `runs` holds the tokens, the place of each run in the slot's cache, and the targets: tokens
         whose log-probability after a token of a run is requested. `use` is the adapter, None for
         none.
         """
-        self._state, logprobs = self.programs.weigh(
+        self._state, logprobs = self.programs.score(
             self._state, np.int32(slot), runs, self._adapter(use)
         )
         return logprobs

@@ -49,7 +49,7 @@ PURPOSES = {
     "restore": "brings such a prefix back",
     "peek": "reads log-probabilities and logits of given tokens",
     "embed": "computes embeddings",
-    "weigh": "scores short continuations",
+    "score": "scores short continuations",
 }
 NAMES = tuple(PURPOSES)
 ADAPTER_PURPOSES = {
@@ -120,7 +120,7 @@ class Blueprints:
             LEAN: lean,
             WHOLE: output,
             "peek": Peek(leaf, leaf),
-            "weigh": leaf,
+            "score": leaf,
             "embed": Pooled(leaf, leaf),
         }
         if name == "adapt":
@@ -199,7 +199,7 @@ class Blueprints:
             "copy": (state, number, number, number),
             SAVE: (state, number, number),
             "peek": (params, state, number, pairs, number, number),
-            "weigh": (params, state, number, self._runs()),
+            "score": (params, state, number, self._runs()),
             "embed": (params, state, number, self._small((self.steps.tile,)), number, number),
         }[name]
 
@@ -226,9 +226,9 @@ class Blueprints:
         return columns
 
     def _runs(self) -> Runs:
-        """Return shapes and types of the runs of tokens that one call of `weigh` takes.
+        """Return shapes and types of the runs of tokens that one call of `score` takes.
 
-        `weigh` is the program that computes the log-probabilities of short continuations of a
+        `score` is the program that computes the log-probabilities of short continuations of a
         prefix.
         """
         runs = self.steps.weigh_rows // RUN

@@ -1,4 +1,4 @@
-"""Branches: continuations of one prefix, as a tree that is cut into calls of the `weigh` program.
+"""Branches: continuations of one prefix, as a tree that is cut into calls of the `score` program.
 
 Used by `probes.py`. The tree is walked depth first: tokens that several continuations share are
 computed once, and a branch that is done is overwritten in the cache. Plain Python: no device.
@@ -13,8 +13,8 @@ RUN = 8  # tokens of one run; a longer branch takes several runs in a row
 TARGET_ROWS = 16  # most rows of one call that have targets after them
 PAIRS = 256  # most targets of one call
 
-Continuation = tuple[Sequence[int], int]  # token ids, and the index of the first token to weigh
-Key = tuple[int, int]  # index of a continuation, index among its weighed tokens
+Continuation = tuple[Sequence[int], int]  # token ids, and the index of the first token to score
+Key = tuple[int, int]  # index of a continuation, index among its scored tokens
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class Node:
     """A token that one or several continuations contain, with its children in the tree."""
 
     children: "dict[int, Node]" = field(default_factory=dict)
-    targets: dict[int, list[Key]] = field(default_factory=dict)  # tokens to weigh after this one
+    targets: dict[int, list[Key]] = field(default_factory=dict)  # tokens to score after this one
 
 
 @dataclass(slots=True)

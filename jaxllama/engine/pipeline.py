@@ -266,7 +266,7 @@ class Pipeline(Programs):
         passed, hidden = self._pass(PROMPT, state, slot, ids, start, last)
         return self._end("peek", passed, slot, (hidden, targets), start, last)
 
-    def weigh(
+    def score(
         self, state: StateLeaves, slot: Any, runs: Runs, adapter: StateLeaves | None = None
     ) -> Any:
         """Return the next state, and log-probabilities of target tokens after short runs of tokens.
@@ -276,7 +276,7 @@ class Pipeline(Programs):
         """
         del adapter  # `EngineConfig` has none with stages
         passed, hidden = self._pass(RUNS, state, slot, runs.ids, runs.places)
-        return self._end("weigh", passed, slot, runs._replace(ids=hidden))
+        return self._end("score", passed, slot, runs._replace(ids=hidden))
 
     def embed(self, state: StateLeaves, slot: Any, ids: Any, start: Any, last: Any) -> Any:
         """Return the next state, and the sum and the last one of the final hidden states of `ids`.

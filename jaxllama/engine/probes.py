@@ -76,7 +76,7 @@ class Probes:
 
         return self._run("peek", ids[:start], begin, adapter)
 
-    def weigh(
+    def score(
         self, continuations: Sequence[Continuation], *, adapter: AdapterUse | None = None
     ) -> InSteps[list[np.ndarray]]:
         """Compute the log-probabilities of the last tokens of each continuation.
@@ -95,7 +95,7 @@ class Probes:
         def begin(slot: int) -> InSteps[list[np.ndarray]]:
             return self._weigh(slot, continuations, shared, adapter)
 
-        return self._run("weigh", known, begin, adapter)
+        return self._run("score", known, begin, adapter)
 
     def embed(self, ids: Sequence[int]) -> InSteps[tuple[np.ndarray, np.ndarray]]:
         """Compute the mean and the last one of the hidden states of `ids` after the last norm.
@@ -259,7 +259,7 @@ class Probes:
         sent = []
         runs = cut_runs(build_tree(continuations, shared), shared)
         for call in group_runs(runs, self._batch.programs.runs):
-            sent.append((call, self._batch.weigh(slot, self._arguments(call), adapter)))
+            sent.append((call, self._batch.score(slot, self._arguments(call), adapter)))
             yield sum(len(run.tokens) for run in call)
         for call, logprobs in sent:
             all_keys = [keys for run in call for _, _, keys in run.targets]
@@ -297,7 +297,7 @@ class Probes:
             yield self._prompts.send(slot, ids, len(cached), end, adapter)
 
     def _arguments(self, call: Sequence[TokenRun]) -> Runs:
-        """Convert the token runs of one call of the program `weigh` to padded arrays.
+        """Convert the token runs of one call of the program `score` to padded arrays.
 
         A run is a few consecutive tokens that the program computes and writes to the cache, with
         targets: for some of these tokens, possible next tokens. The program returns the

@@ -21,7 +21,7 @@ it; `is_ready` says whether a call would have to wait. On a fresh installation r
     save     (state, slot, start) -> Columns                   a block of a cache row; no new state
     restore  (state, Columns, slot, start)                     a block of a cache row
     peek     (params, state, slot, ids and targets [2 R], start, last) -> state, Peek
-    weigh    (params, state, slot, Runs) -> state, log-probabilities [B]
+    score    (params, state, slot, Runs) -> state, log-probabilities [B]
     embed    (params, state, slot, ids [R], start, last) -> state, Pooled
 
 With low-rank adapters there is a second program of each that multiplies by weights, for calls with
@@ -162,9 +162,9 @@ class Programs:
 
     @property
     def runs(self) -> int:
-        """Return the number of short runs of tokens that one call of `weigh` takes.
+        """Return the number of short runs of tokens that one call of `score` takes.
 
-        `weigh` computes the log-probabilities of tokens in such runs.
+        `score` computes the log-probabilities of tokens in such runs.
         """
         return self.steps.weigh_rows // RUN
 
@@ -455,7 +455,7 @@ class Programs:
         run = self.compiled(named("peek", adapter))
         return run(self._weights, state, slot, pairs, start, last, *given(adapter))
 
-    def weigh(
+    def score(
         self, state: StateLeaves, slot: Any, runs: Runs, adapter: StateLeaves | None = None
     ) -> Any:
         """Return the next state, and log-probabilities of target tokens after short runs of tokens.
@@ -464,7 +464,7 @@ class Programs:
         after one of these tokens. `adapter` has the arrays of all adapters, then the number and
         scale of the slot's adapter; None: the slot has no adapter.
         """
-        return self.compiled(named("weigh", adapter))(
+        return self.compiled(named("score", adapter))(
             self._weights, state, slot, runs, *given(adapter)
         )
 

@@ -21,7 +21,7 @@ PASSING = {
     "prefill": (PREFILL, ("prefill",)),
     "peek": (PROMPT, ("peek",)),
     "embed": (PROMPT, ("embed",)),
-    "weigh": (RUNS, ("weigh",)),
+    "score": (RUNS, ("score",)),
     WHOLE: (STEP, (FEED, BLANK, DRAW)),
     LEAN: (STEP, (FEED, BLANK, DRAW_LEAN)),
 }
@@ -76,7 +76,7 @@ class StageBlueprints(Blueprints):
             **dict.fromkeys((PROMPT, "embed"), (*in_slot, of_tile, number, number)),
             "peek": (*in_slot, (of_tile, targets), number, number),
             RUNS: (*in_slot, of_runs, runs.places),
-            "weigh": (*in_slot, runs._replace(ids=of_runs)),
+            "score": (*in_slot, runs._replace(ids=of_runs)),
             STEP: (*own, fed),
             FEED: (self.state, allowed, number),
             BLANK: (),

@@ -581,7 +581,7 @@ class Steps:
         state = dataclasses.replace(state, cache=cache)
         return state, Peek(chosen - total, logits)
 
-    def weigh(
+    def score(
         self,
         params: Tree,
         state: DecodeState,

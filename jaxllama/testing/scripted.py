@@ -231,7 +231,7 @@ class ScriptedPrograms(Programs):
             logits[row] = logprobs_around(self.script(context))
         return state, Peek(logits[np.arange(len(ids)), targets], logits)  # type: ignore[arg-type]
 
-    def weigh(self, state: Any, slot: Any, runs: Runs, adapter: Any = None) -> tuple[Any, Any]:
+    def score(self, state: Any, slot: Any, runs: Runs, adapter: Any = None) -> tuple[Any, Any]:
         """Return the state, and the log-probabilities of given tokens after short token sequences.
 
         `runs` holds the sequences, each with its first position in the slot's cache, and the tokens

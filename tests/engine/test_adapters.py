@@ -245,6 +245,6 @@ def test_probes_use_the_adapter(body: EngineConfig, folders):
         (told,) = run(engine, [request(ids[:-1], 1, adapter=adapter)])
         peeked, logits = finish(engine.probes.peek(ids[:-1], 5, adapter=adapter))
         assert int(logits.argmax()) == told.tokens[0]
-        weighed = finish(engine.probes.weigh([(ids, 28), (ids[:-1], 27)], adapter=adapter))
-        np.testing.assert_allclose(weighed[1], peeked[-2:], rtol=0, atol=2e-5)
+        scored = finish(engine.probes.score([(ids, 28), (ids[:-1], 27)], adapter=adapter))
+        np.testing.assert_allclose(scored[1], peeked[-2:], rtol=0, atol=2e-5)
     assert closed(engine)

@@ -65,7 +65,7 @@ def test_no_call_is_asked_for_more_than_it_takes():
 @pytest.mark.parametrize("engine", BODIES)
 def test_ways_weighed_together_are_worth_what_each_is_alone(engine):
     continuations = random_continuations(np.random.default_rng(2), 24)
-    together = finish(new_engine(MODEL, engine).probes.weigh(continuations))
+    together = finish(new_engine(MODEL, engine).probes.score(continuations))
     for (ids, start), found in zip(continuations, together, strict=True):
         alone, _ = finish(new_engine(MODEL, engine).probes.peek(ids, start))
         assert np.allclose(found, alone, rtol=0, atol=1e-5)
@@ -74,18 +74,18 @@ def test_ways_weighed_together_are_worth_what_each_is_alone(engine):
 def test_what_all_ways_share_is_computed_once():
     engine = Engine(Counted(programs()))
     continuations = [([*range(150), 200 + i, 3], 150) for i in range(8)]
-    finish(engine.probes.weigh(continuations))
+    finish(engine.probes.score(continuations))
     before = dict(engine.programs.calls)
-    finish(engine.probes.weigh(continuations))
+    finish(engine.probes.score(continuations))
     assert engine.programs.calls["prefill"] == before["prefill"] > 0
-    assert before["weigh"] <= 16
+    assert before["score"] <= 16
 
 
 class Counted:
     """Programs that count calls."""
 
     def __init__(self, programs):
-        self._programs, self.calls = programs, {"prefill": 0, "weigh": 0}
+        self._programs, self.calls = programs, {"prefill": 0, "score": 0}
 
     def __getattr__(self, name):
         if name in self.calls:
@@ -93,7 +93,7 @@ class Counted:
         return getattr(self._programs, name)
 
 
-def test_weighing_leaves_other_answers_alone():
+def test_scoring_leaves_other_answers_alone():
     engine = new_engine()
     alone = run(new_engine(), [request(STEM, 12)])[0]
     generation = engine.submit(request(STEM, 12))
@@ -101,7 +101,7 @@ def test_weighing_leaves_other_answers_alone():
     while not engine.idle:
         told += engine.step()
         if engine.counts["running"]:
-            finish(engine.probes.weigh([([*STEM, 5, 6], len(STEM)), ([*STEM, 7], len(STEM))]))
+            finish(engine.probes.score([([*STEM, 5, 6], len(STEM)), ([*STEM, 7], len(STEM))]))
     assert [event.token for event in told if hasattr(event, "token")] == alone.tokens
     assert generation.is_over
     assert closed(engine)
@@ -110,7 +110,7 @@ def test_weighing_leaves_other_answers_alone():
 def test_a_way_without_a_common_beginning_is_weighed_too():
     engine = new_engine()
     continuations = [([1, 2, 3], 1), ([9, 8, 7, 6], 2)]
-    found = finish(engine.probes.weigh(continuations))
+    found = finish(engine.probes.score(continuations))
     for (ids, start), values in zip(continuations, found, strict=True):
         assert np.allclose(
             values, finish(new_engine().probes.peek(ids, start))[0], rtol=0, atol=1e-5

@@ -513,7 +513,7 @@ def test_prompt_outside_the_cache_is_an_error(place):
 def steps_match_prompts():
     """The best body whose prompts and steps have the same bits."""
     before = library.isa()
-    if library.has_tiles():
+    if library.prompts_use_amx():
         library.force_isa("avx512")
     yield
     library.force_isa(before)

@@ -27,7 +27,7 @@ CONFIG = tiny(
     tied=True,
 )
 LARGEST = 512 * 128 * 4  # bytes of one matrix in float32: gate, up, down and the embedding
-READ_WEIGHTS = ("prefill", "decode", "peek", "weigh", "embed")
+READ_WEIGHTS = ("prefill", "decode", "peek", "score", "embed")
 
 
 def packed_weights(config: ModelConfig) -> dict[str, Packed | np.ndarray]:

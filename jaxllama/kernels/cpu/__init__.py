@@ -190,7 +190,7 @@ CPU = Body(
     adapter_group=adapter_group,
     adapter_dtype="float16",
     row_cost=row_cost,
-    steps_match_prompts=lambda: not library.has_tiles(),
+    steps_match_prompts=lambda: not library.prompts_use_amx(),
     for_prompts=for_prompts,
     weigh_rows=PROMPT_TILE,
 )

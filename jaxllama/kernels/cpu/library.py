@@ -42,7 +42,7 @@ def isa() -> str:
     return name.decode()
 
 
-def has_tiles() -> bool:
+def prompts_use_amx() -> bool:
     """Say whether prefill uses AMX or its emulation, which round differently from decode steps."""
     return isa() in ("amx", "emulated")
 

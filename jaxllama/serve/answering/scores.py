@@ -17,8 +17,8 @@ from jaxllama.scoring import (
     continuations,
     following,
     rounds,
+    score,
     tokens_to_weigh,
-    weigh,
 )
 from jaxllama.service import Caller, GenerationService, Model, Question
 from jaxllama.service.asking import estimate_characters
@@ -86,7 +86,7 @@ async def score_texts(
     questions = []
     for part in parts:
         now = [tails[index] for index in part]
-        begin = partial(weigh, prompts=[ids] * len(now), tails=now, adapter=adapter)
+        begin = partial(score, prompts=[ids] * len(now), tails=now, adapter=adapter)
         questions.append(Question(begin, tokens_to_weigh(ids, now)))
     found: dict[int, Score] = {}
     for part, answer in zip(parts, await service.ask_engine(questions, caller), strict=True):
