@@ -2,6 +2,7 @@
 
     .venv-ray/bin/python -m tests.deploy.cluster                 # all checks
     .venv-ray/bin/python -m tests.deploy.cluster streams kill    # these
+    .venv-ray/bin/python -m tests.deploy.cluster autoscale       # alone: another number of replicas
 
 Runs in an environment that has Ray, so it is no part of `make test`. Starts two replicas, and
 prints a line of JSON for each check. Exits with 1 if one failed, or if a process is left.
@@ -20,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -453,7 +455,43 @@ async def drain(deployed: Client, _plain: Client, server: Program) -> dict[str, 
     return {"streams": dict(ends), "exit_code": code, "late": dict(late)}
 
 
+async def autoscale(deployed: Client, _plain: Client, server: Program) -> dict[str, Any]:
+    """One replica becomes two under load, and one again after ten quiet minutes.
+
+    Every answer is whole or refused. The cluster is one of its own, and this takes a quarter of an
+    hour: the check is run only when it is named.
+    """
+    assert len(server.replicas()) == 1
+    ends: Counter[str] = Counter()
+    has_grown = asyncio.Event()
+
+    async def ask(number: int) -> None:
+        while not has_grown.is_set():
+            ends[await deployed.chat(f"Tell me about the number {number}.", 48, stream=True)] += 1
+
+    async def are(count: int) -> bool:
+        return len(server.replicas()) == count
+
+    asking = [asyncio.create_task(ask(number)) for number in range(SLOTS + QUEUE)]
+    began = time.monotonic()
+    await settle(partial(are, 2))
+    started = round(time.monotonic() - began, 1)
+    served = await served_by_both(deployed)
+    has_grown.set()
+    await asyncio.gather(*asking)
+    assert set(ends) <= {"whole", "refused"}, ends
+    ended = await settle(partial(are, 1), 900)
+    assert await deployed.chat("Are you there?") == "whole"
+    return {
+        "second_replica_after": started,
+        "replicas": served,
+        "ends": dict(ends),
+        "one_replica_after": ended,
+    }
+
+
 PLAIN: list[Program] = []
+ALONE = {"autoscale": (autoscale, ("--replicas", "1", "--autoscale", "--cpus", "0.5"))}
 CHECKS = {
     each.__name__: each
     for each in (streams, cancel, prefixes, overhead, backpressure, kill, redeploy, drain)
@@ -469,9 +507,8 @@ async def run_checks(names: list[str], deployed: Program, plain: Program) -> boo
         for name in names:
             began = time.monotonic()
             try:
-                figures = await CHECKS[name](
-                    Client(deployed.url, http), Client(plain.url, http), deployed
-                )
+                check = ALONE[name][0] if name in ALONE else CHECKS[name]
+                figures = await check(Client(deployed.url, http), Client(plain.url, http), deployed)
             except Exception as error:
                 good, figures = False, {"failed": f"{type(error).__name__}: {str(error)[:1500]}"}
             seconds = round(time.monotonic() - began, 1)
@@ -481,15 +518,16 @@ async def run_checks(names: list[str], deployed: Program, plain: Program) -> boo
 
 def main() -> int:
     names = sys.argv[1:] or list(CHECKS)
-    unknown = set(names) - set(CHECKS)
-    if unknown:
-        print(f"unknown checks {sorted(unknown)}; expected some of {', '.join(CHECKS)}")
+    unknown = set(names) - set(CHECKS) - set(ALONE)
+    if unknown or (len(names) > 1 and set(names) & set(ALONE)):
+        print(f"checks {names}; expected some of {', '.join(CHECKS)}, or {', '.join(ALONE)} alone")
         return 2
+    replicas = ALONE[names[0]][1] if names[0] in ALONE else ("--replicas", "2")
     options = ("--slots", str(SLOTS), "--queue-requests", str(QUEUE))
     with program("serve", *options) as plain:
         plain.wait()
         PLAIN.append(plain)
-        with program("deploy", *options, "--replicas", "2") as deployed:
+        with program("deploy", *options, *replicas) as deployed:
             deployed.wait()
             good = asyncio.run(run_checks(names, deployed, plain))
             if not good:
