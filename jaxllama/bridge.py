@@ -2,8 +2,8 @@
 
 Used by the service. The engine runs on a thread of its own. Requests and probes wait in a backlog
 until a slot is free and the thread takes them; cancellations come through an inbox. The events of
-each request are emitted on the loop, all events of one step at a time. Knows neither text nor HTTP.
-The only file that imports both `threading` and `asyncio`.
+each request are emitted on the loop, those of all steps since the last time together. Knows neither
+text nor HTTP. The only file that imports both `threading` and `asyncio`.
 """
 
 import asyncio
@@ -401,13 +401,15 @@ class EngineThread:
     def _call(self, *calls: Callable[[], None]) -> None:
         """Have the event loop make the calls, and wake it unless it has been woken already.
 
-        A loop that is behind makes all waiting calls at once, and then looks at its sockets again.
-        With a wake-up for each step, steps could follow each other faster than the loop handles
-        them, and new requests would wait until the engine has nothing to do.
+        A loop that is behind makes all waiting calls at once, and then serves its sockets again.
+        With a wake-up for each step, the calls of fast steps would keep it from new requests until
+        the engine has nothing to do.
         """
-        self._calls += calls
         loop = self._loop
-        if loop is not None and not loop.is_closed() and self._wakes_loop.acquire(blocking=False):
+        if loop is None or loop.is_closed():
+            return
+        self._calls += calls
+        if self._wakes_loop.acquire(blocking=False):
             loop.call_soon_threadsafe(self._make_calls)
 
     def _make_calls(self) -> None:

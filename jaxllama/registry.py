@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from jaxllama import mistakes
@@ -60,9 +61,7 @@ def load_plugins(group: str, base: type[T]) -> Plugins[T]:
     """
     points: dict[str, EntryPoint] = {}
     broken: dict[str, BrokenPlugin] = {}
-    for point in sorted(
-        installed(tuple(sys.path)).select(group=group), key=lambda p: (p.name, p.value)
-    ):
+    for point in sorted(installed(folders()).select(group=group), key=lambda p: (p.name, p.value)):
         other = points.setdefault(point.name, point)
         if other.value != point.value:
             broken[point.name] = BrokenPlugin(
@@ -82,13 +81,19 @@ def load_plugins(group: str, base: type[T]) -> Plugins[T]:
     return Plugins(group, loaded, broken)
 
 
-@lru_cache(maxsize=1)
-def installed(path: tuple[str, ...]) -> EntryPoints:
-    """Return the entry points of all packages in the folders of `path`, which is `sys.path`.
+def folders() -> tuple[tuple[str, float], ...]:
+    """Return the folders of `sys.path`, each with the time when its contents last changed."""
+    found = map(Path, sys.path)
+    return tuple((str(each), each.stat().st_mtime) for each in found if each.is_dir())
 
-    They are searched once: it takes 10 ms, and packages rarely change while a process runs.
+
+@lru_cache(maxsize=1)
+def installed(where: tuple[tuple[str, float], ...]) -> EntryPoints:
+    """Return the entry points of all packages in the folders `where`.
+
+    A search takes 10 ms, so it is repeated only if the folders have changed.
     """
-    del path
+    del where
     return cast(EntryPoints, entry_points())  # in Python 3.11 another class, used alike
 
 

@@ -68,7 +68,7 @@ def rounds(tails: Sequence[Sequence[int]]) -> list[list[int]]:
     return together + alone
 
 
-def tokens_to_weigh(prompt: Sequence[int], tails: Sequence[Sequence[int]]) -> int:
+def tokens_to_score(prompt: Sequence[int], tails: Sequence[Sequence[int]]) -> int:
     """Return an upper bound of the tokens that are computed to score continuations of a prompt.
 
     `tails` are the continuations' token ids.
@@ -94,8 +94,8 @@ def score(
         probe = engine.probes.peek(ids, len(prompts[0]), adapter=adapter)
         return [(yield from probe)[0]]
     pairs = zip(prompts, tails, strict=True)
-    scored = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
-    return (yield from engine.probes.score(scored, adapter=adapter))
+    continuations = [([*prompt, *tail], len(prompt)) for prompt, tail in pairs]
+    return (yield from engine.probes.score(continuations, adapter=adapter))
 
 
 def as_score(logprobs: np.ndarray, tail: Sequence[int]) -> Score:

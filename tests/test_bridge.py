@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import threading
-import time
 
 import pytest
 
@@ -99,9 +98,16 @@ def test_a_loop_that_is_behind_is_woken_once_for_all_steps(monkeypatch):
         monkeypatch.setattr(
             loop, "call_soon_threadsafe", lambda *call: (wakes.append(call), wake(*call))
         )
+        finished, turn = threading.Event(), thread.turn
+
+        def watched():
+            turn()
+            if thread.engine.idle:
+                finished.set()
+
+        thread.turn = watched
         told = Told(thread, asked(3))
-        while thread.pulse.busy_since is not None or not thread.pulse.steps:
-            time.sleep(0.001)  # the loop stands still until the engine has nothing more to do
+        assert finished.wait(30)  # the loop stands still meanwhile
         assert thread.pulse.steps > 5
         assert len(wakes) == 1
         assert [event.token for event in (await told.all())[:-1]] == list(range(3, 13))

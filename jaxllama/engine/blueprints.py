@@ -231,7 +231,7 @@ class Blueprints:
         `score` is the program that computes the log-probabilities of short continuations of a
         prefix.
         """
-        runs = self.steps.weigh_rows // RUN
+        runs = self.steps.score_rows // RUN
         shapes = ((runs * RUN,), (2, runs), (TARGET_ROWS,), (2, PAIRS))
         ids, places, rows, pairs = map(self._small, shapes)
         return Runs(ids, places, rows, pairs)  # type: ignore[arg-type]

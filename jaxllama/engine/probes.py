@@ -93,7 +93,7 @@ class Probes:
         known = continuations[0][0][:shared]
 
         def begin(slot: int) -> InSteps[list[np.ndarray]]:
-            return self._weigh(slot, continuations, shared, adapter)
+            return self._score(slot, continuations, shared, adapter)
 
         return self._run("score", known, begin, adapter)
 
@@ -241,7 +241,7 @@ class Probes:
                 on_logits(np.asarray(seen.logits)[:rows])
         return np.concatenate(found), np.asarray(seen.logits)[rows - 1]
 
-    def _weigh(
+    def _score(
         self,
         slot: int,
         continuations: Sequence[Continuation],

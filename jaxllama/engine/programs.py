@@ -166,7 +166,7 @@ class Programs:
 
         `score` computes the log-probabilities of tokens in such runs.
         """
-        return self.steps.weigh_rows // RUN
+        return self.steps.score_rows // RUN
 
     @property
     def chunk(self) -> int:

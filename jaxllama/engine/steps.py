@@ -116,7 +116,7 @@ class Steps:
         self.places = 1 + engine.draft_tokens  # tokens that a row may draw in one step
         self._for_prompts = body.for_prompts
         self.tile = body.prompt_tile(engine.slots)
-        self.weigh_rows = body.weigh_rows or self.tile
+        self.score_rows = body.score_rows or self.tile
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
         self._draft_model = None
         if engine.draft_model is not None:

@@ -487,7 +487,7 @@ class Body:
     # so that other samplers cost nothing; else it is used only until the whole one is compiled.
     prefers_lean: bool = False
     # Rows of one call that scores short continuations; None: those of a prompt tile.
-    weigh_rows: int | None = None
+    score_rows: int | None = None
     # Whether rows that need more candidates are drawn again all at once; else one after the other.
     draws_together: bool = False
 

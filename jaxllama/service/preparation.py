@@ -54,6 +54,11 @@ class Line:
         del self.waiting[item]
         self.size -= item.size
 
+    def clear(self) -> None:
+        """Remove all work items that wait in the line."""
+        self.waiting.clear()
+        self.size = 0
+
     def pop(self) -> WorkItem:
         """Remove and return the first work item of the line."""
         item, _ = self.waiting.popitem(last=False)
@@ -105,8 +110,7 @@ class Lane:
             for item in line.waiting:
                 if not item.done.done():
                     item.done.set_exception(NotReady("the server is closed"))
-            line.waiting.clear()
-            line.size = 0
+            line.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, client: str, size: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import ml_dtypes
 import numpy as np
 
-from jaxllama.errors import ConfigError
+from jaxllama.errors import CheckpointError, ConfigError
 from jaxllama.kernels.packed import Packed, dense_of
 from jaxllama.model.params import Leaf, abstract_params, loading_order
 from jaxllama.weights import open_checkpoint
@@ -92,6 +92,7 @@ def convert(
     """
     errors: list[WeightError] = []
     with open_checkpoint(source) as checkpoint, fresh(target, source, replaces=replaces) as made:
+        # Bundles of small arrays are read fastest in the order in which they are written.
         leaves = loading_order(abstract_params(checkpoint.config))
         check_tensors(leaves, checkpoint)
         made.path.mkdir()
@@ -191,8 +192,14 @@ def write_weight(writer: BundleWriter, path: str, value: Stored) -> StoredForm:
         symmetric=is_symmetric,
         order=value.order is not None,
     )
-    for part in form.arrays():
-        writer.write(f"{path}/{part}", np.asarray(getattr(value, part)))
+    for part, (shape, dtype) in form.arrays().items():
+        array = np.asarray(getattr(value, part))
+        if (array.shape, array.dtype.name) != (shape, dtype):
+            raise CheckpointError(
+                f"the {part} of {path} are {array.dtype.name} {list(array.shape)}; expected "
+                f"{dtype} {list(shape)} from the reader"
+            )
+        writer.write(f"{path}/{part}", array)
     return form
 
 

@@ -2,8 +2,8 @@
 
 Found through its entry point; written by `convert.py`. The manifest (`jaxllama.json`) holds the
 model's configuration, the form of every weight, where they come from, and checksums of the other
-files. Weights are in canonical layout, so loading converts nothing, and a part of a weight is read
-without the rest. Where the caller says which weights it reads next, they are read ahead.
+files. Weights are in canonical layout, so loading converts nothing, and a part of a large weight is
+read without the rest. Where the caller says which weights it reads next, they are read ahead.
 """
 
 import hashlib
@@ -24,12 +24,7 @@ from jaxllama.weights.base import Checkpoint
 from jaxllama.weights.binary import BinaryFile
 from jaxllama.weights.fields import BLOCK_TENSORS, MAX_LAYERS, CheckedFields, read_json
 from jaxllama.weights.layout import TRANSPOSED
-from jaxllama.weights.native_bundles import (
-    BUNDLE,
-    BundledArray,
-    BundleReader,
-    nbytes_of,
-)
+from jaxllama.weights.native_bundles import BundledArray, BundleReader, lay_out
 from jaxllama.weights.native_store import ArrayStore, PendingArray
 from jaxllama.weights.rules import Rule
 from jaxllama.weights.stored import (
@@ -37,6 +32,7 @@ from jaxllama.weights.stored import (
     Shape,
     Stored,
     minima_around_middle,
+    nbytes_of,
     part_of,
     whole,
 )
@@ -49,7 +45,7 @@ MANIFEST = "jaxllama.json"
 ARRAYS = "arrays"
 METADATA = "tokenizer.ggml.json"  # the tokenizer of a GGUF file
 FORMAT, VERSION = "jaxllama checkpoint", 2
-OLDEST_VERSION = 1  # it has no bundles
+OLDEST_VERSION = 1  # without bundles
 MAX_MANIFEST = 16 << 20  # bytes
 MAX_TEXT = 256 << 20
 EMBEDDING = "embed.weight"  # canonical [vocab, width], packed or not
@@ -148,8 +144,9 @@ class NativeCheckpoint(Checkpoint):
         self._folder = folder
         self._manifest = read_manifest(folder)
         self._store = ArrayStore(folder / ARRAYS)
-        bundles, arrays = self._manifest.bundles, self._manifest.arrays()
-        self._reader = BundleReader(self._store, bundles, arrays)
+        arrays = self._manifest.arrays()
+        layout = lay_out(self._manifest.bundles, arrays, str(folder / MANIFEST))
+        self._reader = BundleReader(self._store, layout, arrays)
         self._next: list[str] = []  # weights to read ahead, the last one first
         self._ahead: dict[str, PendingWeight] = {}
 
@@ -207,7 +204,8 @@ class NativeCheckpoint(Checkpoint):
         """Plan to read the weights with these parameter paths in advance, in this order.
 
         Reading begins with the first call of `read_stored`. The weight that it reads and those read
-        ahead take together no more memory than the largest weight of the model.
+        ahead take together no more memory than the largest weight of the model. Other arrays in
+        the same bundles are not counted.
         """
         forms = self._manifest.weights
         known = [path for path in paths if path in forms]
@@ -231,7 +229,7 @@ class NativeCheckpoint(Checkpoint):
     def read_part(self, name: str, index: Index) -> Stored:
         """Read part `index`, one slice per axis, of one weight.
 
-        Only the chunks of the file that hold the part are read.
+        Only the chunks of the file that hold the part are read, and bundles of small arrays whole.
         """
         return self._start(name, index).result()
 
@@ -239,7 +237,8 @@ class NativeCheckpoint(Checkpoint):
         """Start to read the next of the weights that were passed to `expect`.
 
         Weights that are read ahead, at most MOST_AHEAD, and the weight that the caller waits for,
-        of `held` bytes, take together no more memory than the largest weight of the model.
+        of `held` bytes, take together no more memory than the largest weight of the model. Other
+        arrays in the same bundles are not counted.
         """
         forms = self._manifest.weights
         held += sum(self._bytes[name] for name in self._ahead)
@@ -352,7 +351,6 @@ def read_manifest(folder: Path) -> Manifest:
             f"{len(manifest.weights)} weights"
         )
     check_forms(folder, manifest, fields)
-    check_bundles(manifest, fields)
     return manifest
 
 
@@ -378,28 +376,6 @@ def check_forms(folder: Path, manifest: Manifest, fields: CheckedFields) -> None
         raise BadHeader(
             f"{arrays} has {held} bytes and {MANIFEST} lists weights of {needed}; it is incomplete"
         )
-
-
-def check_bundles(manifest: Manifest, fields: CheckedFields) -> None:
-    """Raise BadHeader if a bundle is too large, or has an array twice or one of no weight.
-
-    `manifest` lists the bundles; `fields` are its JSON fields, used to name the file in errors.
-    """
-    unbundled = manifest.arrays()
-    for bundle, names in manifest.bundles.items():
-        size = 0
-        for name in names:
-            if name not in unbundled:
-                raise BadHeader(
-                    f"{fields.where}: the array {name!r:.80} of the bundle {bundle!r:.80} is in "
-                    f"two bundles, or of no weight; expected arrays of weights, each once"
-                )
-            size += nbytes_of(*unbundled.pop(name))
-        if "/" in bundle or size > BUNDLE:
-            raise BadHeader(
-                f"{fields.where}: the bundle {bundle!r:.80} has {size} bytes; expected at most "
-                f"{BUNDLE}, and a name without /"
-            )
 
 
 def is_packable(form: StoredForm) -> bool:

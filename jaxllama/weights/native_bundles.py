@@ -1,26 +1,30 @@
 """Bundles: small arrays of our own checkpoints, stored one after the other as one array of bytes.
 
 Written by `convert.py`, read by the native reader. Opening an array costs as much as reading some
-hundred kilobytes, so the arrays of a small model are read much faster in bundles. The manifest
-lists the arrays of each bundle. A part of a bundled array is cut from the whole bundle.
+200 kB, so the arrays of a small model are read much faster in bundles. The manifest lists the
+arrays of each bundle. A bundle is read as a whole, also for a part of one array.
 """
 
-import math
+import re
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from jaxllama.weights.native_store import ArrayStore, PendingArray
-from jaxllama.weights.stored import Index, Shape, whole
+from jaxllama.errors import BadHeader
+from jaxllama.weights.native_store import ArrayStore, PendingArray, aligned
+from jaxllama.weights.stored import Index, Shape, dtype_named, nbytes_of, whole
 
 SMALL = 1 << 20  # bytes of the largest array in a bundle
 BUNDLE = 4 << 20  # bytes of the largest bundle
-ALIGNED = 64  # bytes
+COPIED = 16 << 10  # bytes; a smaller array is copied, so that it does not keep its bundle in memory
+KEPT = 2  # bundles: the arrays of one weight may lie in two
+NAME = re.compile(r"bundle\.[0-9]{1,6}")
 
 Bundles = Mapping[str, Sequence[str]]  # names of the arrays in each bundle, in order
+Forms = Mapping[str, tuple[Shape, str]]  # shape and dtype of each array by name
 
 
 class BundleWriter:
@@ -37,11 +41,11 @@ class BundleWriter:
         if value.nbytes > SMALL:
             self._store.write(name, value)
             return
-        if len(self._bytes) + value.nbytes > BUNDLE:
+        if len(self._bytes) + aligned(value.nbytes) > BUNDLE:
             self._end_bundle()
         self._names.append(name)
         self._bytes += value.tobytes()
-        self._bytes += bytes(-len(self._bytes) % ALIGNED)
+        self._bytes += bytes(aligned(len(self._bytes)) - len(self._bytes))
 
     def finish(self) -> None:
         """Write to the disk what is in memory until now."""
@@ -56,6 +60,51 @@ class BundleWriter:
         self._names, self._bytes = [], bytearray()
 
 
+class BundlePlace(NamedTuple):
+    """Where an array is: its bundle, its first byte there, and its number of bytes."""
+
+    bundle: str
+    start: int
+    nbytes: int
+
+
+class BundleLayout(NamedTuple):
+    """The places of all arrays in bundles, and the bytes of each bundle."""
+
+    places: dict[str, BundlePlace]
+    sizes: dict[str, int]
+
+
+def lay_out(bundles: Bundles, arrays: Forms, where: str) -> BundleLayout:
+    """Return where the arrays are in the bundles that a manifest lists.
+
+    `arrays` are all arrays of the checkpoint, in the order of their weights. Raises BadHeader with
+    the text `where` if the bundles have other arrays, or these in another order (bundles would be
+    read several times), or are too large.
+    """
+    layout = BundleLayout({}, {})
+    rest = iter(arrays)
+    for bundle, names in bundles.items():
+        if NAME.fullmatch(bundle) is None:
+            raise BadHeader(
+                f"{where}: a bundle is called {bundle!r:.80}; expected bundle.0, bundle.1 and so on"
+            )
+        size = 0
+        for name in names:
+            if name not in rest:  # moves `rest` behind the name
+                raise BadHeader(
+                    f"{where}: {bundle} has the array {name!r:.80}; expected arrays of weights, "
+                    f"each once, in the order of the weights"
+                )
+            nbytes = nbytes_of(*arrays[name])
+            layout.places[name] = BundlePlace(bundle, size, nbytes)
+            size += aligned(nbytes)
+        if size > BUNDLE:
+            raise BadHeader(f"{where}: {bundle} has {size} bytes; expected at most {BUNDLE}")
+        layout.sizes[bundle] = size
+    return layout
+
+
 @dataclass(frozen=True)
 class PendingBundle:
     """A bundle that is being read from the disk, for several arrays."""
@@ -65,57 +114,39 @@ class PendingBundle:
     taken: set[str] = field(default_factory=set)  # arrays that were returned without a copy
 
 
-class BundlePlace(NamedTuple):
-    """Where an array is: its bundle, its first byte there, its bytes and its dtype."""
-
-    bundle: str
-    start: int
-    nbytes: int
-    dtype: np.dtype[Any]
-
-
 class BundledArray(NamedTuple):
     """An array, or a part of it, in a bundle that is being read from the disk."""
 
     bundle: PendingArray
     place: BundlePlace
     shape: Shape  # of the whole array
+    dtype: str
     part: Index | None  # None: all of it
 
     def result(self) -> np.ndarray:
         """Wait for the disk and return the array; raise CheckpointError if it is damaged."""
-        start, dtype = self.place.start, self.place.dtype
-        raw = self.bundle.result()[start : start + self.place.nbytes]
-        array = raw.view(dtype).reshape(self.shape)
-        return array if self.part is None else array[self.part].copy()
+        start, nbytes = self.place.start, self.place.nbytes
+        raw = self.bundle.result()[start : start + nbytes]
+        array = raw.view(dtype_named(self.dtype)).reshape(self.shape)
+        if self.part is not None:
+            return array[self.part].copy()
+        return array.copy() if nbytes < COPIED else array
 
 
 class BundleReader:
-    """Finds arrays in the bundles of a store; keeps the bundle that was read last."""
+    """Finds arrays in the bundles of a store; keeps the bundles that were read last."""
 
-    def __init__(
-        self, store: ArrayStore, bundles: Bundles, arrays: Mapping[str, tuple[Shape, str]]
-    ) -> None:
-        """Prepare to read from the bundles of `store`.
+    def __init__(self, store: ArrayStore, layout: BundleLayout, arrays: Forms) -> None:
+        """Prepare to read from the bundles of `store`, which have this layout.
 
-        `bundles` lists the arrays of each bundle, `arrays` has the shape and dtype of each.
+        `arrays` has the shape and dtype of all arrays of the store, also of those in no bundle.
         """
-        self._store, self._arrays = store, arrays
-        self._places: dict[str, BundlePlace] = {}  # by array
-        self._sizes: dict[str, int] = {}  # bytes, by bundle
-        for bundle, names in bundles.items():
-            size = 0
-            for name in names:
-                shape, dtype = arrays[name]
-                place = BundlePlace(bundle, size, nbytes_of(shape, dtype), dtype_named(dtype))
-                self._places[name] = place
-                size += -(-place.nbytes // ALIGNED) * ALIGNED
-            self._sizes[bundle] = size
-        self._newest: PendingBundle | None = None
+        self._store, self._layout, self._arrays = store, layout, arrays
+        self._kept: deque[PendingBundle] = deque(maxlen=KEPT)
 
     def stored_names(self, names: Iterable[str]) -> list[str]:
         """Return the names under which the store has these arrays, each once: some are bundles."""
-        places = self._places
+        places = self._layout.places
         return list(dict.fromkeys(places[n].bundle if n in places else n for n in names))
 
     def start(self, name: str, index: Index) -> PendingArray | BundledArray:
@@ -124,29 +155,26 @@ class BundleReader:
         Raise BadHeader unless the store has the array, or its bundle, in the expected form.
         """
         shape, dtype = self._arrays[name]
-        place = self._places.get(name)
+        place = self._layout.places.get(name)
         if place is None:
             return self._store.start(name, shape, dtype, index)
-        newest = self._newest
-        if newest is None or newest.name != place.bundle or name in newest.taken:
-            size = (self._sizes[place.bundle],)
-            pending = self._store.start(place.bundle, size, "uint8", whole(size))
-            self._newest = newest = PendingBundle(place.bundle, pending)
-        is_whole = index == whole(shape)
-        if is_whole:
-            newest.taken.add(name)
-        return BundledArray(newest.bytes, place, shape, None if is_whole else index)
+        bundle = self._bundle(place.bundle, name)
+        if index != whole(shape):
+            return BundledArray(bundle.bytes, place, shape, dtype, index)
+        if place.nbytes >= COPIED:
+            bundle.taken.add(name)
+        return BundledArray(bundle.bytes, place, shape, dtype, None)
 
     def close(self) -> None:
-        """Forget the bundle that was read last."""
-        self._newest = None
+        """Forget the bundles that were read last."""
+        self._kept.clear()
 
-
-def dtype_named(name: str) -> np.dtype[Any]:
-    """Return NumPy's dtype with this name, such as "float16" or "bfloat16"."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-
-
-def nbytes_of(shape: Shape, dtype: str) -> int:
-    """Return the bytes that an array of this shape and dtype takes."""
-    return math.prod(shape) * dtype_named(dtype).itemsize
+    def _bundle(self, bundle: str, name: str) -> PendingBundle:
+        """Return a bundle of which the array `name` belongs to nobody yet; read it if necessary."""
+        for kept in self._kept:
+            if kept.name == bundle and name not in kept.taken:
+                return kept
+        size = (self._layout.sizes[bundle],)
+        new = PendingBundle(bundle, self._store.start(bundle, size, "uint8", whole(size)))
+        self._kept.append(new)
+        return new

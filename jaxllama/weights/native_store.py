@@ -1,9 +1,10 @@
-"""The arrays of our own checkpoints: one zarr array each, in one OCDBT store of TensorStore.
+"""The arrays of our own checkpoints, in one OCDBT store of TensorStore, as zarr arrays.
 
-Called by the native reader and by `convert.py`. TensorStore is the layer on which Orbax keeps
-arrays, too; it is imported when the first store is opened. Arrays are cut into chunks with
-checksums, so a part is read without the rest and damage is found. A read is started first and
-waited for later, so that several arrays come from the disk at the same time. Knows no model.
+Called by `native.py`, and by `native_bundles.py`, which stores small arrays together. TensorStore
+is the layer on which Orbax keeps arrays, too; it is imported when the first store is opened. Arrays
+are cut into chunks with checksums, so a part is read without the rest and damage is found. A read
+is started first and waited for later, so that several arrays come from the disk at the same time.
+Knows no model.
 """
 
 import math
@@ -62,7 +63,7 @@ class Room:
             return np.empty(shape, dtype)
         if len(self._block) < size:
             self._block = np.empty(BLOCK, np.uint8)
-        taken, self._block = self._block[:size], self._block[-(-size // ALIGNED) * ALIGNED :]
+        taken, self._block = self._block[:size], self._block[aligned(size) :]
         return taken.view(dtype).reshape(shape)
 
 
@@ -192,6 +193,11 @@ def read_errors(folder: Path, name: str) -> Iterator[None]:
         raise CheckpointError(
             f"{folder}: {name} cannot be read, it is damaged or incomplete: {brief(error)}"
         ) from error
+
+
+def aligned(size: int) -> int:
+    """Return `size`, in bytes, rounded up so that another array may follow."""
+    return -(-size // ALIGNED) * ALIGNED
 
 
 def chunk_shape(value: np.ndarray) -> list[int]:

@@ -5,9 +5,12 @@ way. Called by rules, steps and readers; knows no file format and no model.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jaxllama.kernels.packed import Packed, dense_of, one_of, with_rows
@@ -17,9 +20,20 @@ Shape = tuple[int, ...]
 Index = tuple[slice, ...]  # a slice with start and stop for each dimension
 
 MIDDLE = 8  # the four-bit code that means 0 in symmetric matrices
-# Bits of a float16: sign, exponent, and the exponent's lowest bit: that of the least normal number.
-SIGN, EXPONENT, LEAST_NORMAL = np.uint16(1 << 15), np.uint16(31 << 10), np.uint16(1 << 10)
+# Bits of a float16: the sign, the exponent, one step of the exponent, and the largest exponent of a
+# number that is still finite when it is multiplied by 8.
+SIGN, EXPONENT, STEP, LARGEST = (np.uint16(each << 10) for each in (32, 31, 1, 27))
 CHUNK = 1 << 24  # bytes of whole rows that are in memory while columns are cut out of them
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """Return NumPy's dtype with this name, such as "float16" or "bfloat16"."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def nbytes_of(shape: Shape, dtype: str) -> int:
+    """Return the number of bytes of an array with this shape and the dtype of this name."""
+    return math.prod(shape) * dtype_named(dtype).itemsize
 
 
 def whole(shape: Shape) -> Index:
@@ -165,14 +179,14 @@ def minima_around_middle(scales: np.ndarray) -> np.ndarray:
     """Return the minimum of each group of a four-bit matrix: -8 times the group's scale.
 
     The code 8 then stands for the weight 0, as weight = scale * code + minimum. NumPy multiplies
-    float16 slowly: where all products are normal numbers, 3 is added to the exponents instead, and
-    the others are looked up in a table.
+    float16 slowly: 3 is added to the exponents instead if all scales are normal numbers, and small
+    enough; otherwise the products are looked up in a table.
     """
     if scales.dtype == np.float16:
         bits = scales.view(np.uint16)
-        exponents = (bits & EXPONENT) - LEAST_NORMAL  # a subnormal number wraps around
-        if exponents.max(initial=0) <= EXPONENT - LEAST_NORMAL - 4 * LEAST_NORMAL:
-            return ((bits ^ SIGN) + 3 * LEAST_NORMAL).view(np.float16)
+        # The exponent of 0 and of subnormal numbers is 0; less a step it wraps around to the top.
+        if ((bits & EXPONENT) - STEP).max(initial=0) <= LARGEST - STEP:
+            return ((bits ^ SIGN) + 3 * STEP).view(np.float16)
         return np.take(products_of_halves(), bits, mode="clip")
     with np.errstate(all="ignore"):  # damaged scales may be NaN; the engine checks for that
         return scales * scales.dtype.type(-MIDDLE)

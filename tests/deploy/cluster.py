@@ -1,11 +1,12 @@
 """`jaxllama deploy` on a Ray cluster of this machine, with the real default model: `make ray`, or
 
-    .venv-ray/bin/python -m tests.deploy.cluster                 # all checks
+    .venv-ray/bin/python -m tests.deploy.cluster                 # all but autoscale
     .venv-ray/bin/python -m tests.deploy.cluster streams kill    # these
     .venv-ray/bin/python -m tests.deploy.cluster autoscale       # alone: another number of replicas
 
-Runs in an environment that has Ray, so it is no part of `make test`. Starts two replicas, and
-prints a line of JSON for each check. Exits with 1 if one failed, or if a process is left.
+Runs in an environment that has Ray, so it is no part of `make test`. Starts two replicas, for
+autoscale one, and prints a line of JSON for each check. Exits with 1 if one failed, or if a process
+is left.
 """
 # ruff: noqa: T201 - this is a program
 
@@ -473,9 +474,7 @@ async def autoscale(deployed: Client, _plain: Client, server: Program) -> dict[s
         return len(server.replicas()) == count
 
     asking = [asyncio.create_task(ask(number)) for number in range(SLOTS + QUEUE)]
-    began = time.monotonic()
-    await settle(partial(are, 2))
-    started = round(time.monotonic() - began, 1)
+    started = await settle(partial(are, 2))
     served = await served_by_both(deployed)
     has_grown.set()
     await asyncio.gather(*asking)

@@ -29,7 +29,7 @@ def random_continuations(rng: np.random.Generator, count: int) -> list[tuple[lis
     return continuations
 
 
-def test_every_weighed_token_is_asked_for_once_and_behind_all_before_it():
+def test_every_scored_token_is_asked_for_once_and_behind_all_before_it():
     rng = np.random.default_rng(0)
     for _ in range(30):
         continuations = random_continuations(rng, int(rng.integers(1, 12)))
@@ -63,7 +63,7 @@ def test_no_call_is_asked_for_more_than_it_takes():
 
 
 @pytest.mark.parametrize("engine", BODIES)
-def test_ways_weighed_together_are_worth_what_each_is_alone(engine):
+def test_ways_scored_together_are_worth_what_each_is_alone(engine):
     continuations = random_continuations(np.random.default_rng(2), 24)
     together = finish(new_engine(MODEL, engine).probes.score(continuations))
     for (ids, start), found in zip(continuations, together, strict=True):
@@ -107,7 +107,7 @@ def test_scoring_leaves_other_answers_alone():
     assert closed(engine)
 
 
-def test_a_way_without_a_common_beginning_is_weighed_too():
+def test_a_way_without_a_common_beginning_is_scored_too():
     engine = new_engine()
     continuations = [([1, 2, 3], 1), ([9, 8, 7, 6], 2)]
     found = finish(engine.probes.score(continuations))

@@ -183,7 +183,7 @@ def writing_much():
     )
 
 
-def test_a_slow_reader_is_bounded_then_dropped_and_slows_nobody(monkeypatch):
+def test_a_slow_reader_is_bounded_then_failed_and_slows_nobody(monkeypatch):
     """It takes nothing in; what is kept for it stays within its bound, others get everything.
 
     The next test shows that its connection is closed after the stall time.

@@ -162,14 +162,24 @@ def test_nothing_is_overwritten_unasked(native: Path):
 CHANGES = {
     "version": (lambda m: m.update(version=3), UnsupportedModel, "version 3 of"),
     "an array in two bundles": (
-        lambda m: m["bundles"].update(more=["final_norm.weight/value"]), BadHeader, "in two",
+        lambda m: m["bundles"].update({"bundle.1": ["final_norm.weight/value"]}),
+        BadHeader, "each once",
     ),
     "a bundled array of no weight": (
-        lambda m: m["bundles"].update(more=["nothing/value"]), BadHeader, "of no weight",
+        lambda m: m["bundles"].update({"bundle.1": ["nothing/value"]}), BadHeader, "of weights",
     ),
-    "a bundle elsewhere": (lambda m: m["bundles"].update({"../a": []}), BadHeader, "without /"),
+    "bundled arrays in another order": (
+        lambda m: m["bundles"]["bundle.0"].reverse(), BadHeader, "in the order of the weights",
+    ),
+    "a bundle elsewhere": (
+        lambda m: m["bundles"].update({"../a": []}), BadHeader, "expected bundle.0",
+    ),
+    "a bundle of half a character": (
+        lambda m: m["bundles"].update({"\ud800": []}), BadHeader, "expected bundle.0",
+    ),
     "a bundle that is not there": (
-        lambda m: m["bundles"].update(more=m["bundles"].pop("bundle.0")), CheckpointError, "more",
+        lambda m: m["bundles"].update({"bundle.7": m["bundles"].pop("bundle.0")}),
+        CheckpointError, "bundle.7",
     ),
     "a bundle without its last array": (
         lambda m: m["bundles"]["bundle.0"].pop(), BadHeader, "expected uint8",

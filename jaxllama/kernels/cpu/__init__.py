@@ -192,5 +192,5 @@ CPU = Body(
     row_cost=row_cost,
     steps_match_prompts=lambda: not library.prompts_use_amx(),
     for_prompts=for_prompts,
-    weigh_rows=PROMPT_TILE,
+    score_rows=PROMPT_TILE,
 )

@@ -93,6 +93,6 @@ GPU = Body(
     compiler_options=ONE_GRAPH,
     steps_match_prompts=lambda: False,
     prefers_lean=True,
-    weigh_rows=64,
+    score_rows=64,
     draws_together=True,
 )

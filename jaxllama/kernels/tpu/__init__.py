@@ -21,7 +21,7 @@ from jaxllama.kernels.tpu.layout import lay_out
 __all__ = ["TPU"]
 
 PROMPT_TILE = 512  # rows that share one reading of the weights
-WEIGH_ROWS = 64  # each run of 8 has an attention of its own in every layer
+SCORE_ROWS = 64  # each run of 8 has an attention of its own in every layer
 
 
 def missing() -> str:
@@ -83,6 +83,6 @@ TPU = Body(
     cache_arrays=cache_arrays,
     steps_match_prompts=lambda: False,
     prefers_lean=True,
-    weigh_rows=WEIGH_ROWS,
+    score_rows=SCORE_ROWS,
     draws_together=True,
 )

@@ -18,7 +18,7 @@ from jaxllama.scoring import (
     following,
     rounds,
     score,
-    tokens_to_weigh,
+    tokens_to_score,
 )
 from jaxllama.service import Caller, GenerationService, Model, Question
 from jaxllama.service.asking import estimate_characters
@@ -87,7 +87,7 @@ async def score_texts(
     for part in parts:
         now = [tails[index] for index in part]
         begin = partial(score, prompts=[ids] * len(now), tails=now, adapter=adapter)
-        questions.append(Question(begin, tokens_to_weigh(ids, now)))
+        questions.append(Question(begin, tokens_to_score(ids, now)))
     found: dict[int, Score] = {}
     for part, answer in zip(parts, await service.ask_engine(questions, caller), strict=True):
         for index, logprobs in zip(part, answer, strict=True):
