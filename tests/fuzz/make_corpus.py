@@ -21,6 +21,7 @@ from trees import random_weights
 from writers import write_gguf, write_hf
 
 from jaxllama.testing import tiny
+from jaxllama.weights import native_bundles
 from jaxllama.weights.convert import Recipe, convert
 
 MODEL = tiny(
@@ -67,7 +68,7 @@ def write_models(root: Path) -> None:
         folder = root / "llama2c" / f"v{version}"
         folder.mkdir(parents=True)
         write_llama2c(folder / "model.bin", MODEL, weights, version=version, group=8)
-    write_native(root / "native" / "int4")
+    write_native(root / "native")
 
 
 def write_quantized(root: Path) -> None:
@@ -87,14 +88,16 @@ def write_quantized(root: Path) -> None:
 
 
 def write_native(folder: Path) -> None:
-    """Write a checkpoint of our own, with a tokenizer."""
+    """Write checkpoints of our own, one with bundles of small arrays and one without."""
     config = tiny(name="m", width=32, heads=2, kv_heads=1, head_dim=16, ffn_width=32, layers=1)
+    folder.mkdir()
     with tempfile.TemporaryDirectory() as source:
         path, _ = FORMATS["Hugging Face bfloat16"].write(
             Path(source), config, random_weights(config)
         )
-        folder.parent.mkdir()
-        convert(path, folder, Recipe("int4"), progress=lambda *_: None)
+        for name, small in (("int4", native_bundles.SMALL), ("int4_apart", 0)):
+            native_bundles.SMALL = small
+            convert(path, folder / name, Recipe("int4"), progress=lambda *_: None)
 
 
 if __name__ == "__main__":
