@@ -14,12 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxllama.errors import BadHeader
-from jaxllama.weights.native_store import ArrayStore, PendingArray, aligned
+from jaxllama.weights.native_store import SHARING, ArrayStore, PendingArray, aligned
 from jaxllama.weights.stored import Index, Shape, dtype_named, nbytes_of, whole
 
 SMALL = 1 << 20  # bytes of the largest array in a bundle
 BUNDLE = 4 << 20  # bytes of the largest bundle
-COPIED = 16 << 10  # bytes; a smaller array is copied, so that it does not keep its bundle in memory
 KEPT = 2  # bundles: the arrays of one weight may lie in two
 NAME = re.compile(r"bundle\.[0-9]{1,6}")
 
@@ -48,24 +47,29 @@ class BundleWriter:
         self._bytes += bytes(aligned(len(self._bytes)) - len(self._bytes))
 
     def finish(self) -> None:
-        """Write to the disk what is in memory until now."""
+        """Write the last bundle, and to the disk all arrays that were kept in memory."""
         self._end_bundle()
         self._store.finish()
 
     def _end_bundle(self) -> None:
         if self._names:
             name = f"bundle.{len(self.bundles)}"
-            self._store.write(name, np.frombuffer(bytes(self._bytes), np.uint8))
+            self._store.write(name, np.frombuffer(self._bytes, np.uint8))
             self.bundles[name] = self._names
         self._names, self._bytes = [], bytearray()
 
 
 class BundlePlace(NamedTuple):
-    """Where an array is: its bundle, its first byte there, and its number of bytes."""
+    """The bundle that holds an array, the array's first byte in it, and its number of bytes."""
 
     bundle: str
     start: int
     nbytes: int
+
+    @property
+    def may_share(self) -> bool:
+        """Say whether the array may keep the memory of its bundle: small ones live too long."""
+        return self.nbytes >= SHARING[0]
 
 
 class BundleLayout(NamedTuple):
@@ -130,7 +134,7 @@ class BundledArray(NamedTuple):
         array = raw.view(dtype_named(self.dtype)).reshape(self.shape)
         if self.part is not None:
             return array[self.part].copy()
-        return array.copy() if nbytes < COPIED else array
+        return array if self.place.may_share else array.copy()
 
 
 class BundleReader:
@@ -161,7 +165,7 @@ class BundleReader:
         bundle = self._bundle(place.bundle, name)
         if index != whole(shape):
             return BundledArray(bundle.bytes, place, shape, dtype, index)
-        if place.nbytes >= COPIED:
+        if place.may_share:
             bundle.taken.add(name)
         return BundledArray(bundle.bytes, place, shape, dtype, None)
 
@@ -170,7 +174,7 @@ class BundleReader:
         self._kept.clear()
 
     def _bundle(self, bundle: str, name: str) -> PendingBundle:
-        """Return a bundle of which the array `name` belongs to nobody yet; read it if necessary."""
+        """Return a bundle; read it, also again if its array `name` was returned without a copy."""
         for kept in self._kept:
             if kept.name == bundle and name not in kept.taken:
                 return kept

@@ -490,11 +490,22 @@ async def autoscale(deployed: Client, _plain: Client, server: Program) -> dict[s
 
 
 PLAIN: list[Program] = []
-ALONE = {"autoscale": (autoscale, ("--replicas", "1", "--autoscale", "--cpus", "0.5"))}
 CHECKS = {
     each.__name__: each
-    for each in (streams, cancel, prefixes, overhead, backpressure, kill, redeploy, drain)
+    for each in (
+        streams,
+        cancel,
+        prefixes,
+        overhead,
+        backpressure,
+        kill,
+        redeploy,
+        drain,
+        autoscale,
+    )
 }
+# Checks that need a cluster of their own, with the options of `jaxllama deploy`.
+ALONE = {"autoscale": ("--replicas", "1", "--autoscale", "--cpus", "0.5")}
 
 
 async def run_checks(names: list[str], deployed: Program, plain: Program) -> bool:
@@ -506,8 +517,9 @@ async def run_checks(names: list[str], deployed: Program, plain: Program) -> boo
         for name in names:
             began = time.monotonic()
             try:
-                check = ALONE[name][0] if name in ALONE else CHECKS[name]
-                figures = await check(Client(deployed.url, http), Client(plain.url, http), deployed)
+                figures = await CHECKS[name](
+                    Client(deployed.url, http), Client(plain.url, http), deployed
+                )
             except Exception as error:
                 good, figures = False, {"failed": f"{type(error).__name__}: {str(error)[:1500]}"}
             seconds = round(time.monotonic() - began, 1)
@@ -516,12 +528,15 @@ async def run_checks(names: list[str], deployed: Program, plain: Program) -> boo
 
 
 def main() -> int:
-    names = sys.argv[1:] or list(CHECKS)
-    unknown = set(names) - set(CHECKS) - set(ALONE)
-    if unknown or (len(names) > 1 and set(names) & set(ALONE)):
-        print(f"checks {names}; expected some of {', '.join(CHECKS)}, or {', '.join(ALONE)} alone")
+    names = sys.argv[1:] or [name for name in CHECKS if name not in ALONE]
+    unknown = set(names) - set(CHECKS)
+    if unknown:
+        print(f"unknown checks {sorted(unknown)}; expected some of {', '.join(CHECKS)}")
         return 2
-    replicas = ALONE[names[0]][1] if names[0] in ALONE else ("--replicas", "2")
+    if len(names) > 1 and ALONE.keys() & names:
+        print(f"checks {', '.join(names)}; expected no other beside {', '.join(ALONE)}")
+        return 2
+    replicas = ALONE.get(names[0], ("--replicas", "2"))
     options = ("--slots", str(SLOTS), "--queue-requests", str(QUEUE))
     with program("serve", *options) as plain:
         plain.wait()

@@ -26,9 +26,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{each}" for each in ("f", "bw", "vl", "dq", "vnni", "bf16"))]
 X86 = platform.machine() in ("x86_64", "AMD64")
 BODIES = {"portable": [], **({"avx2": AVX2, "avx512": [*AVX512, "-w"]} if X86 else {})}
-# The two left out take a third of the time: a null or far pointer that is used is found anyway.
-LEFT_OUT = "-fno-sanitize=null,pointer-overflow"
-SANITIZED = ["-fsanitize=address,undefined", LEFT_OUT, "-fno-sanitize-recover=all"]
+SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 QUICKLY = ["-O0", "-g1", "-Dalways_inline=unused"]  # copies of what is inlined are checked, too
 
 COMPILER = shutil.which("g++")
