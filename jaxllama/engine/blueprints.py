@@ -57,7 +57,7 @@ ADAPTER_PURPOSES = {
     "prefill_adapted": "computes the cache of a prompt with an adapter",
     ADAPTED: "draws tokens while a row has an adapter",
     "peek_adapted": "reads log-probabilities and logits with an adapter",
-    "weigh_adapted": "scores short continuations with an adapter",
+    "score_adapted": "scores short continuations with an adapter",
 }
 CompilerOptions: TypeAlias = dict[str, Any] | None  # of XLA
 FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves

@@ -27,7 +27,7 @@ it; `is_ready` says whether a call would have to wait. On a fresh installation r
 With low-rank adapters there is a second program of each that multiplies by weights, for calls with
 a row that has an adapter. It takes the adapters' arrays last, and the slot's adapter and scale:
 
-    prefill_adapted, decode_adapted, peek_adapted, weigh_adapted
+    prefill_adapted, decode_adapted, peek_adapted, score_adapted
     adapt    (adapters, number, weights) -> adapters           one adapter is replaced
 """
 
