@@ -301,7 +301,8 @@ class Probes:
 
         A run is a few consecutive tokens that the program computes and writes to the cache, with
         targets: for some of these tokens, possible next tokens. The program returns the
-        log-probability of each target.
+        log-probability of each target. Runs that are missing have no tokens; they lie after the
+        last run, because some kernels write padding to the cache.
         """
         count = self._batch.programs.runs
         ids, places = np.zeros((count, RUN), np.int32), np.zeros((2, count), np.int32)
@@ -314,6 +315,7 @@ class Probes:
             for row, token, _ in run.targets:
                 pairs[:, filled] = rows.setdefault(index * RUN + row, len(rows)), token
                 filled += 1
+        places[0, len(call) :] = call[-1].start + len(call[-1].tokens)
         padded = np.zeros(TARGET_ROWS, np.int32)
         padded[: len(rows)] = list(rows)
         return Runs(ids.reshape(-1), places, padded, pairs)  # type: ignore[arg-type]

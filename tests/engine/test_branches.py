@@ -1,5 +1,7 @@
 """Continuations of one prefix: the plan, and that it gives the same as separate probes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -14,9 +16,10 @@ from jaxllama.engine.branches import (
 )
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.probes import finish
-from tests.support import BODIES, MODEL, closed, new_engine, programs, request, run
+from tests.support import BODIES, ENGINE, MODEL, closed, new_engine, programs, request, run
 
 STEM = list(range(40))
+MANY_RUNS = dataclasses.replace(ENGINE, slots=4 * RUN)  # four runs in a call of the plain kernels
 
 
 def random_continuations(rng: np.random.Generator, count: int) -> list[tuple[list[int], int]]:
@@ -62,7 +65,7 @@ def test_no_call_is_asked_for_more_than_it_takes():
             assert sum(len(piece.targets) for piece in call) <= PAIRS
 
 
-@pytest.mark.parametrize("engine", BODIES)
+@pytest.mark.parametrize("engine", [*BODIES, MANY_RUNS])
 def test_ways_scored_together_are_worth_what_each_is_alone(engine):
     continuations = random_continuations(np.random.default_rng(2), 24)
     together = finish(new_engine(MODEL, engine).probes.score(continuations))
@@ -105,6 +108,19 @@ def test_scoring_leaves_other_answers_alone():
     assert [event.token for event in told if hasattr(event, "token")] == alone.tokens
     assert generation.is_over
     assert closed(engine)
+
+
+@pytest.mark.parametrize("engine", [*BODIES, MANY_RUNS])
+def test_scoring_leaves_the_cached_prefix_as_it_was(engine):
+    used = new_engine(MODEL, engine)
+    continuations = [([*STEM, 5, 6], len(STEM))]  # fewer runs than a call takes
+    (first,), (again,) = (finish(used.probes.score(continuations)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    (expected,) = run(new_engine(MODEL, engine), [request(STEM, 12)])
+    (found,) = run(used, [request(STEM, 12)])
+    assert found.finished.usage.reused == len(STEM) - 1
+    assert found.tokens == expected.tokens
+    np.testing.assert_array_equal(found.logprobs, expected.logprobs)
 
 
 def test_a_way_without_a_common_beginning_is_scored_too():
