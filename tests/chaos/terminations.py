@@ -1,7 +1,8 @@
 """Terminations: SIGTERM at any moment under load; no answer ends without a word.
 
 Every time a new server is started, several clients ask it all the time, and it is stopped after a
-random time. Some servers have no time to finish their answers and must tell their clients.
+random time. Some servers have no time to finish their answers and must tell their clients. While
+one server is under load or ends, another one starts.
 """
 
 import asyncio
@@ -14,7 +15,8 @@ from tests.chaos.endings import ending, question
 from tests.chaos.report import Report, within
 from tests.chaos.target import ATTACKER, Target, target
 
-CLIENTS = 8
+SERVERS = 2  # at the same time
+CLIENTS = 8  # of each
 LONGEST = 2.0  # seconds of load before the signal
 DRAINS = (0.2, 1.0, 30.0)  # seconds that a server has to finish its answers
 SPARE_SECONDS = 15.0  # for the end of the process, after that
@@ -28,13 +30,21 @@ async def attack(python: str, report: Report, *, count: int, seed: int) -> None:
     endings: Counter[str] = Counter()
     codes: Counter[str] = Counter()
     tracebacks = 0
-    for number in within(MOST_SECONDS, count):
-        chance = random.Random(f"{seed}, {number}")
-        drain = chance.choice(DRAINS)
-        async with target(python, (f"--drain-timeout={drain}",)) as server:
-            endings += await terminate(server, chance)
-            codes[await exit_code(server, drain)] += 1
-            tracebacks += server.tracebacks()
+    numbers = within(MOST_SECONDS, count)
+
+    async def stop_servers() -> None:
+        nonlocal tracebacks
+        for number in numbers:
+            chance = random.Random(f"{seed}, {number}")
+            drain = chance.choice(DRAINS)
+            async with target(python, (f"--drain-timeout={drain}",)) as server:
+                endings.update(await terminate(server, chance))
+                codes[await exit_code(server, drain)] += 1
+                tracebacks += server.tracebacks()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(SERVERS):
+            group.create_task(stop_servers())
     report.promise(
         "terminations",
         {
