@@ -21,6 +21,7 @@ from jaxllama.chips import chip_of
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.choosing.bank import SamplerBank
 from jaxllama.engine.engine import Engine
+from jaxllama.engine.packing import PackedChunk
 from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import row_start
 from jaxllama.kernels import body_named, fastest_body
@@ -177,6 +178,7 @@ def small_engine(device: Any, kernels: str, dtype: str) -> Any:
         candidates=64,
         cache_dtype=dtype,
         prefill_chunk=body_named(kernels).prefill_chunk,
+        pack_prompts=body_named(kernels).packs_prompts(),
     )
     chunk = body_named(kernels).whole_tiles(engine.prefill_chunk, engine.slots)
     engine = dataclasses.replace(engine, prefill_chunk=chunk)
@@ -227,6 +229,32 @@ def right_engine(lab: Lab) -> None:
     alone = [answers(small_engine_of(lab, kind), [each])[0] for each in drawn[:3]]
     together = answers(small_engine_of(lab, kind), drawn)
     lab.say("seeds alone and in company", right=alone == together[:3])
+    if programs_of(lab, kind).spans:
+        right_short_prompts(lab, programs_of(lab, kind))
+
+
+def right_short_prompts(lab: Lab, programs: Programs) -> None:
+    """Compare the bits that prompts leave in the cache, computed together and alone."""
+    lengths = (programs.span_rows + 6, 9)
+    prompts = [tuple(range(seed, seed + length)) for seed, length in enumerate(lengths)]
+    state, chunk = programs.empty(), PackedChunk(programs.spans, programs.span_rows)
+    for slot, ids in enumerate(prompts):
+        padded = np.zeros(programs.chunk, np.int32)
+        padded[: len(ids)] = ids
+        numbers = np.int32(slot), padded, np.int32(0), np.int32(len(ids))
+        state = programs.prefill(state, *numbers)
+        chunk.add(slot, ids, 0)
+    other = programs.prefill_packed(programs.empty(), *chunk.arrays())
+    one, two = (columns_of(programs, each, prompts) for each in (state, other))
+    lab.say("short prompts alone and together", right=all(map(np.array_equal, one, two)))
+
+
+def columns_of(programs: Programs, state: Any, prompts: list[tuple[int, ...]]) -> list[Any]:
+    """Return the cache columns of prompts, the first of which is in slot 0."""
+    cache = jax.tree.leaves(programs.tree_of(state).cache)
+    return [
+        np.asarray(part[slot, :, : len(ids)]) for part in cache for slot, ids in enumerate(prompts)
+    ]
 
 
 @functools.cache
@@ -277,7 +305,9 @@ def fast(lab: Lab, name: str, form: str, rows: int) -> None:
     programs = Programs(model, engine, bank, params, mesh)
     state = fast_decode(lab, programs, f"{name} {form}")
     if rows <= MOST_ROWS_OF_PREFILL:
-        fast_prefill(lab, programs, state, f"{name} {form}")
+        state = fast_prefill(lab, programs, state, f"{name} {form}")
+        if programs.spans and rows >= programs.spans:
+            fast_short_prompts(lab, programs, state, f"{name} {form}")
     jax.clear_caches()
 
 
@@ -317,8 +347,8 @@ def fast_decode(lab: Lab, programs: Programs, name: str) -> Any:
     return state
 
 
-def fast_prefill(lab: Lab, programs: Programs, state: Any, name: str) -> None:
-    """Measure prompts of one slot."""
+def fast_prefill(lab: Lab, programs: Programs, state: Any, name: str) -> Any:
+    """Measure prompts of one slot; return the state."""
     model, chunk = programs.model, programs.chunk
     ids = np.ones(chunk, np.int32)
     for tokens in (16,) if lab.asked.tiny else (512, 4096):
@@ -343,6 +373,40 @@ def fast_prefill(lab: Lab, programs: Programs, state: Any, name: str) -> None:
             share_of_flops=flops / seconds / lab.flops if lab.flops else None,
             share_of_data_sheet=lab.chip and flops / seconds / lab.chip.flops,
         )
+    return state
+
+
+def fast_short_prompts(lab: Lab, programs: Programs, state: Any, name: str) -> None:
+    """Measure short prompts, one for each span of a tile: in one call together, and alone."""
+    spans, rows = programs.spans, programs.span_rows
+    tokens = rows // 2
+    places = np.stack([np.arange(spans), np.zeros(spans), np.full(spans, tokens)]).astype(np.int32)
+    tile, alone = np.ones(programs.tile, np.int32), np.ones(programs.chunk, np.int32)
+
+    def together(state: Any) -> Any:
+        return programs.prefill_packed(state, tile, places)
+
+    def one_by_one(state: Any) -> Any:
+        for slot in range(spans):
+            numbers = np.int32(slot), alone, np.int32(0), np.int32(tokens)
+            state = programs.prefill(state, *numbers)
+        return state
+
+    seconds = {}
+    for way, call in (("together", together), ("alone", one_by_one)):
+        started = time.perf_counter()
+        for run in range(RUNS + 1):  # the first one warms up
+            if run == 1:
+                jax.block_until_ready(state)
+                started = time.perf_counter()
+            state = call(state)
+        jax.block_until_ready(state)
+        seconds[way] = (time.perf_counter() - started) / RUNS
+    lab.say(
+        f"{spans} prompts of {tokens} tokens {name}",
+        tokens_per_second_together=spans * tokens / seconds["together"],
+        tokens_per_second_alone=spans * tokens / seconds["alone"],
+    )
 
 
 def engine_of(model: Any, lab: Lab, rows: int, *, packed: bool) -> Any:
@@ -353,6 +417,7 @@ def engine_of(model: Any, lab: Lab, rows: int, *, packed: bool) -> Any:
         slots=rows, context=256 if lab.asked.tiny else 4096 if rows <= 32 else 1024,
         steps_per_sync=STEPS, candidates=min(256, model.vocab_size), kernels=body.name, dtype=kind,
         packed=packed, cache_dtype=kind, prefill_chunk=body.prefill_chunk,
+        pack_prompts=body.packs_prompts(),
     )  # fmt: skip
     return dataclasses.replace(engine, prefill_chunk=body.whole_tiles(engine.prefill_chunk, rows))
 

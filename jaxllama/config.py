@@ -300,6 +300,7 @@ class EngineConfig:
     slots: int = 16
     context: int = 4096  # tokens a slot holds, prompt and generated together
     prefill_chunk: int = 32  # most prompt tokens of one prefill call, between two decode calls
+    pack_prompts: bool = False  # short prompts of several requests share a prefill call
     steps_per_sync: int = 4  # most decode steps of one call
     sync_ms: float = 50.0  # about the longest decode call; a fifth while clients share the engine
     candidates: int = 256  # tokens that a filter sees at first; more if it keeps the last of them
@@ -373,6 +374,11 @@ class EngineConfig:
             raise ConfigError(
                 f"adapter_slots is {self.adapter_slots} with {len(self.stage_layers)} stages; "
                 f"expected 0: LoRA adapters need a mesh without the axis stage"
+            )
+        if self.stage_layers and self.pack_prompts:
+            raise ConfigError(
+                f"pack_prompts is set with {len(self.stage_layers)} stages; expected it unset: "
+                f"prompts share a prefill call only on a mesh without the axis stage"
             )
 
     @property

@@ -108,6 +108,7 @@ class LLM:
         threads: int | None = None,
         packed: bool = False,
         prefill_chunk: int | None = None,
+        pack_prompts: bool | None = None,
         steps_per_sync: int | None = None,
         draft_tokens: int | None = None,
         draft_model: str | Path | None = None,
@@ -150,6 +151,8 @@ class LLM:
                        each matrix at every use; slower, but smaller
         prefill_chunk  most prompt tokens between two decode calls, rounded up to whole prompt tiles
                        (default: 128 with kernels "cpu", 512 with "gpu" and "tpu", else 32)
+        pack_prompts   compute short prompts of several requests together (default: yes with kernels
+                       "gpu" and "tpu" and on CPUs with AMX, where this takes less time)
         steps_per_sync most decode steps of one call (default 4; 8 with kernels "gpu" and "tpu")
         draft_tokens   most tokens that a step drafts and checks for each answer, which changes no
                        token; 4 is usual, with kernels "cpu" on one device (default: 4 with a
@@ -206,6 +209,7 @@ class LLM:
                 stage_layers=stage_layers,
                 packed=packed,
                 prefill_chunk=prefill_chunk,
+                pack_prompts=pack_prompts,
                 steps_per_sync=steps_per_sync,
                 draft_tokens=draft_tokens,
                 draft=draft,

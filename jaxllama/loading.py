@@ -91,6 +91,7 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
     stage_layers: str | None = None,
     packed: bool = False,
     prefill_chunk: int | None = None,
+    pack_prompts: bool | None = None,
     steps_per_sync: int | None = None,
     sync_ms: float | None = None,
     adapter_slots: int = 0,
@@ -122,10 +123,14 @@ def engine_config(  # noqa: PLR0913 - the settings of `load` that size the engin
     if draft_tokens is None:
         draft_tokens = 0 if draft is None else DRAFT_TOKENS
     chosen.check_drafts(draft_tokens, data * parts * stages)
+    if pack_prompts is None:
+        pack_prompts = stages == 1 and chosen.packs_prompts()
+    chosen.check_packing(pack=pack_prompts)
     engine = EngineConfig(
         slots=-(-DEFAULT_SLOTS // data) * data if slots is None else slots,
         context=min(model.max_context, DEFAULT_CONTEXT) if context is None else context,
         prefill_chunk=chosen.prefill_chunk if prefill_chunk is None else prefill_chunk,
+        pack_prompts=pack_prompts,
         steps_per_sync=chosen.steps_per_sync if steps_per_sync is None else steps_per_sync,
         sync_ms=chosen.sync_ms if sync_ms is None else sync_ms,
         candidates=min(CANDIDATES, model.vocab_size),

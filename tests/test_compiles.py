@@ -11,18 +11,20 @@ import pytest
 from jax._src import compiler
 
 from jaxllama.engine import executables
-from jaxllama.engine.blueprints import LEAN, NAMES, WHOLE
+from jaxllama.engine.blueprints import LEAN, NAMES, PACKED, WHOLE
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.executables import MAGIC, Executables
 from jaxllama.engine.own_files import read_own, write_own
 from jaxllama.engine.program_key import program_key
 from jaxllama.engine.programs import Programs
 from jaxllama.errors import BrokenPlugin, CompiledLate
+from jaxllama.kernels.cpu import library
 from tests.support import (
     BODIES,
     CHAIN,
     ENGINE,
     FEW,
+    KERNELS,
     MODEL,
     QuickPrograms,
     Told,
@@ -245,6 +247,17 @@ def test_no_program_copies_or_converts_the_cache(name, dtype, body):
         assert cache_sized(text, part.shape, "parameter")
         moves = "copy|convert|copy-start|select|transpose|concatenate"
         assert not cache_sized(text, part.shape, moves)
+
+
+@pytest.mark.skipif(not library.available(), reason=library.why_not())
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_packed_prompts_change_the_cache_in_place(dtype):
+    engine = dataclasses.replace(KERNELS, cache_dtype=dtype, pack_prompts=True)
+    shared = programs(MODEL, engine, samplers=())
+    text, state = shared.compiled(PACKED).as_text(), shared.blueprints.state
+    assert not_in_place(text, len(jax.tree.leaves(state)), 1) == []
+    for part in jax.tree.leaves(state.cache[0]):
+        assert not cache_sized(text, part.shape, "copy|convert|copy-start|select|concatenate")
 
 
 PARAMETER = re.compile(r"%(\S+?) = (\w+\[[\d,]*\])\S* parameter\((\d+)\)")

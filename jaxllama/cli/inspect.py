@@ -14,7 +14,7 @@ from jaxllama.cli.memory import describe_memory
 from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, startup_shown
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.blueprints import ADAPTER_PURPOSES, PURPOSES
+from jaxllama.engine.blueprints import ADAPTER_PURPOSES, PACKED_PURPOSES, PURPOSES
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.formats import PromptFormat, choose_format
@@ -186,6 +186,7 @@ def describe_engine(engine: EngineConfig) -> dict[str, Any]:
         "kernels": engine.kernels,
         "prompt_tile": body_named(engine.kernels).prompt_tile(engine.slots),
         "prefill_chunk": engine.prefill_chunk,
+        "pack_prompts": engine.pack_prompts,
         "steps_per_sync": engine.steps_per_sync,
         "sync_ms": engine.sync_ms,
         "draft_tokens": engine.draft_tokens,
@@ -209,7 +210,11 @@ def describe_programs(
     key = key_of(config, engine, params, samplers, tokenizer.digest)
     kept = Executables(cache_folder() / PROGRAMS, key)
     found = {}
-    purposes = PURPOSES | (ADAPTER_PURPOSES if engine.adapter_slots else {})
+    purposes = (
+        PURPOSES
+        | (PACKED_PURPOSES if engine.pack_prompts else {})
+        | (ADAPTER_PURPOSES if engine.adapter_slots else {})
+    )
     for name, purpose in purposes.items():
         about = kept.about(name)
         found[name] = {"purpose": purpose, "kept": None if about is None else about._asdict()}
@@ -246,9 +251,10 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     if memory["unpacked"]:
         yield f"         one unpacked matrix at a time {size_text(memory['unpacked'])} (float32)"
     engine = found["engine"]
+    together = ", short prompts together" if engine["pack_prompts"] else ""
     yield (
         f"engine   kernels {engine['kernels']}: up to {engine['prefill_chunk']} prompt tokens per "
-        f"prefill call, in tiles of {engine['prompt_tile']}"
+        f"prefill call, in tiles of {engine['prompt_tile']}{together}"
     )
     yield (
         f"         up to {engine['steps_per_sync']} steps per decode call, about "

@@ -33,7 +33,7 @@ EMBEDDING = "embed.weight"
 ROPE = ("rope_scale", "rope_alpha", "rope_theta")
 SIZES = (
     *("slots", "context", "dtype", "cache_dtype", "mesh", "stage_layers", "packed"),
-    *("prefill_chunk", "steps_per_sync", "sync_ms", "draft_tokens"),
+    *("prefill_chunk", "pack_prompts", "steps_per_sync", "sync_ms", "draft_tokens"),
 )
 
 

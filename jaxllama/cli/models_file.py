@@ -37,6 +37,7 @@ class ModelEntry(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknow
     kernels: str | None = None
     packed: bool | None = None
     prefill_chunk: int | None = None
+    pack_prompts: bool | None = None
     steps_per_sync: int | None = None
     draft_tokens: int | None = None
     draft_model: str | None = None

@@ -274,6 +274,13 @@ def loading_options(slots: int | None) -> list[click.Option]:
             f"answers less [default: {per_body('prefill_chunk')}].",
         ),
         option(
+            *("--pack-prompts/--no-pack-prompts", "load_pack_prompts"),
+            default=None,
+            help="Compute short prompts of several requests in one call of the model; no result "
+            "changes. Faster where few tokens take as long as many. Not with --kernels xla, nor "
+            "with stages [default: on GPUs, TPUs and CPUs with AMX].",
+        ),
+        option(
             *("--steps-per-sync", "load_steps_per_sync"),
             type=int,
             metavar="N",

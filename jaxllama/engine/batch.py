@@ -71,6 +71,15 @@ class Batch:
         self._state = self.programs.prefill(self._state, *numbers, self._adapter(use))
 
     @on_every_host
+    def prefill_packed(self, ids: np.ndarray, places: np.ndarray) -> None:
+        """Write keys and values of spans of several prompts to the cache.
+
+        `ids` holds the spans one after the other, all padded to one size. `places` [3, spans] has
+        the slot, the first column and the number of tokens of each.
+        """
+        self._state = self.programs.prefill_packed(self._state, ids, places)
+
+    @on_every_host
     def admit(self, slot: int, row: RowStart | np.ndarray) -> None:
         """Write the start values of a slot's row, so that the row takes part in decode calls.
 

@@ -33,6 +33,7 @@ from jaxllama.model.spread import Partitions
 
 SUFFIX = "_adapted"  # of programs for calls with an adapter
 LEAN, WHOLE, ADAPTED = "decode_lean", "decode", "decode_adapted"
+PACKED = "prefill_packed"
 SAVE, FEED, BLANK = "save", "feed", "blank"
 READERS = (SAVE, FEED, BLANK)  # programs that do not consume the state, and return none
 # Every program with its purpose, in the order in which requests need them.
@@ -59,6 +60,7 @@ ADAPTER_PURPOSES = {
     "peek_adapted": "reads log-probabilities and logits with an adapter",
     "score_adapted": "scores short continuations with an adapter",
 }
+PACKED_PURPOSES = {PACKED: "computes the caches of several short prompts together"}
 CompilerOptions: TypeAlias = dict[str, Any] | None  # of XLA
 FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
 
@@ -89,7 +91,10 @@ class Blueprints:
         where = split_of(params, adapters, engine, mesh)
         cost = draft_cost(model, engine, params)
         self.steps = self.kind(model, engine, bank, where, draft_cost=cost)
-        self.names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
+        names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
+        after = names.index("copy") + 1
+        packed = PACKED_PURPOSES if engine.pack_prompts else ()
+        self.names = (*names[:after], *packed, *names[after:])
         self.traces: Counter[str] = Counter()
         with jax.set_mesh(mesh):  # the cache's types depend on the platform
             abstract = jax.eval_shape(self.steps.empty)
@@ -192,6 +197,7 @@ class Blueprints:
         return {
             "empty": (),
             "prefill": (params, state, number, ids, number, number),
+            PACKED: (params, state, self._small((self.steps.tile,)), self._places),
             LEAN: (params, state, number, allowed),
             "admit": (state, number, self._row()),
             "release": (state, mask),
@@ -224,6 +230,11 @@ class Blueprints:
         shapes = jax.eval_shape(self.steps.save, self.state, number, number)
         columns: Columns = jax.tree.map(lambda x: with_sharding(x, self.whole), shapes)
         return columns
+
+    @property
+    def _places(self) -> Any:
+        """Return shape and type of the places of the spans in one call of `prefill_packed`."""
+        return self._small((3, self.steps.spans))
 
     def _runs(self) -> Runs:
         """Return shapes and types of the runs of tokens that one call of `score` takes.

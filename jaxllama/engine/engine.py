@@ -292,7 +292,7 @@ class Engine:
 
     def _fill_prompts(self) -> None:
         """Prefill one chunk; start to decode the requests whose prompts are all in the cache."""
-        for part in self._prompts.advance():
+        for part in self._prompts.advance(is_shared=self.is_shared):
             generation = part.leader or part
             waits = generation.phase is Phase.FILLING
             if waits and all(each.in_cache for each in generation.parts):

@@ -64,6 +64,11 @@ class Generation:
         return (*self.request.prompt, *self.emitted) if self.emitted else self.request.prompt
 
     @property
+    def missing(self) -> int:
+        """Count the known tokens that must still be computed before a decode step."""
+        return len(self.request.prompt) + len(self.emitted) - 1 - self.filled
+
+    @property
     def parts(self) -> "tuple[Generation, ...]":
         """List the generations that hold a slot for this request.
 

@@ -12,6 +12,7 @@ it; `is_ready` says whether a call would have to wait. On a fresh installation r
     empty    () -> state                                       every row inert
     prefill  (params, state, slot, ids [P], start, count)      a chunk of one slot's prompt
     admit    (state, slot, parcel of a RowStart)               a row starts to decode
+    prefill_packed (params, state, ids [R], places [3 G])      spans of prompts of several slots
     decode   (params, state, steps, allowed [S W]) -> state, StepOutput   tokens for every row
              also forced [2 S N] with speculation
     decode_lean                                                           the same, see above
@@ -46,6 +47,7 @@ from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.blueprints import (
     ADAPTED,
     LEAN,
+    PACKED,
     SAVE,
     SUFFIX,
     WHOLE,
@@ -169,6 +171,19 @@ class Programs:
         return self.steps.score_rows // RUN
 
     @property
+    def spans(self) -> int:
+        """Return how many spans of prompts one call of `prefill_packed` takes; 0: it is not used.
+
+        A span is a few consecutive tokens of one prompt.
+        """
+        return self.steps.spans
+
+    @property
+    def span_rows(self) -> int:
+        """Return the most tokens of one span in a call of `prefill_packed`."""
+        return self.steps.tile // self.steps.spans
+
+    @property
     def chunk(self) -> int:
         """Return how many prompt tokens one prefill call takes at most."""
         return self.steps.chunk
@@ -268,6 +283,10 @@ class Programs:
         """
         return not any(map(self._compiler.is_pending, self.parts(name)))
 
+    def is_made(self, name: str) -> bool:
+        """Say whether a call of this program would neither compile nor load anything."""
+        return all(part in self._compiler.made for part in self.parts(name))
+
     def wait(self, name: str, seconds: float) -> None:
         """Let the background thread make this program next; wait for it, at most `seconds`."""
         for part in filter(self._compiler.is_pending, self.parts(name)):
@@ -361,6 +380,14 @@ class Programs:
         run = self.compiled(named("prefill", adapter))
         return run(self._weights, state, slot, ids, start, count, *given(adapter))
 
+    def prefill_packed(self, state: StateLeaves, ids: Any, places: Any) -> StateLeaves:
+        """Write keys and values of spans of several prompts to the cache; return the next state.
+
+        `ids` holds the spans one after the other, all padded to one size. `places` [3, spans] has
+        the slot, the first column and the number of tokens of each.
+        """
+        return self.compiled(PACKED)(self._weights, state, ids, places)
+
     def decode(
         self,
         state: StateLeaves,
@@ -394,8 +421,7 @@ class Programs:
         """
         if not (lean and self._serves_lean):
             return WHOLE
-        is_made = all(part in self._compiler.made for part in self.parts(WHOLE))
-        return WHOLE if is_made and not self.body.prefers_lean else LEAN
+        return WHOLE if self.is_made(WHOLE) and not self.body.prefers_lean else LEAN
 
     def admit(self, state: StateLeaves, slot: Any, row: Any) -> StateLeaves:
         """Write the start values `row` to a slot's row, so that the row decodes from then on.

@@ -1,7 +1,8 @@
 """Prompts: prefill of the requests that hold a slot, chunk by chunk.
 
 Used by the engine, and by its probes. Clients take turns, one chunk at a time, and so do the
-prompts of one client. A prefix that another slot has is copied; if another request is still
+prompts of one client. With `pack_prompts`, a short prompt shares its chunk with the prompts whose
+turn comes next. A prefix that another slot has is copied; if another request is still
 computing the prefix, the prompt waits for it. A longer one that the prompt store has is written
 back. Knows no queue, no decoding, no faults.
 """
@@ -13,12 +14,16 @@ import numpy as np
 
 from jaxllama.config import KEY_BLOCK
 from jaxllama.engine.batch import Batch
+from jaxllama.engine.blueprints import PACKED
 from jaxllama.engine.generation import Generation, Phase
+from jaxllama.engine.packing import PackedChunk
 from jaxllama.engine.prompt_store import PromptStore, StoredPrefix
 from jaxllama.engine.slots import AdapterKey, Claim, SlotTable, key_of
 from jaxllama.request import AdapterUse
 
 RESTORED = 8  # blocks written back in one turn of a prompt
+LESS = 4  # while clients share the engine, prompts together take so many times less of a tile ...
+LEAST_SPANS = 2  # ... but at least this
 
 
 class Prompts:
@@ -74,14 +79,20 @@ class Prompts:
         """Take all generations out of prefill."""
         self._filling.clear()
 
-    def advance(self) -> list[Generation]:
+    def advance(self, *, is_shared: bool = False) -> list[Generation]:
         """Compute one chunk of the next prompt; return the generations whose prompts are complete.
 
         The next prompt belongs to the client whose last chunk is the oldest, so a client with one
-        prompt never waits for all prompts of another client.
+        prompt never waits for all prompts of another client. If it is short, and the engine packs
+        prompts, other short ones share the chunk; fewer if `is_shared`, which says that several
+        clients use the engine.
         """
         ready: list[Generation] = []
+        chunk: list[Generation] = []
+        spans = room = self._spans(is_shared=is_shared)
         for generation in self._in_turn():
+            if chunk and self._spans_of(generation, spans) > room:
+                continue
             self._filling.remove(generation)
             self._copy_prefix(generation)
             if generation.source is not None:
@@ -90,21 +101,61 @@ class Prompts:
             if generation.stored is not None and not self._restore_piece(generation):
                 self._filling.append(generation)
                 break
-            known, end = generation.known, len(generation.known) - 1
-            missing = end > generation.filled
-            if missing:
-                slot, start = generation.slot, generation.filled
-                generation.filled += self.send(slot, known, start, end, generation.request.adapter)
-                self._chunks += 1
-                self._last_chunk[generation.client] = self._chunks
-            if generation.filled == end:
+            if not generation.missing:
                 generation.in_cache = True
                 ready.append(generation)
-            else:
-                self._filling.append(generation)
-            if missing:
+                continue
+            chunk.append(generation)
+            room -= self._spans_of(generation, spans)
+            if room <= 0:
                 break
+        self._compute(chunk)
+        for generation in chunk:
+            generation.in_cache = not generation.missing
+            (ready if generation.in_cache else self._filling).append(generation)
         return ready
+
+    def _spans(self, *, is_shared: bool) -> int:
+        """Return how many spans several prompts may have in one chunk; 0: they do not share one.
+
+        A span is a few consecutive tokens of one prompt. `is_shared`: several clients use the
+        engine.
+        """
+        programs = self._batch.programs
+        # While the program is being compiled, computing each prompt by itself is faster.
+        if not programs.spans or not programs.is_made(PACKED):
+            return 0
+        if is_shared and programs.body.skips_rows:
+            return min(max(programs.spans // LESS, LEAST_SPANS), programs.spans)
+        return programs.spans
+
+    def _spans_of(self, generation: Generation, most: int) -> int:
+        """Return how many spans the rest of a prompt takes; `most` + 1 if it cannot share a chunk.
+
+        A prompt cannot share one with others if the request has an adapter, or while a stored
+        prefix is written back.
+        """
+        if not most or generation.request.adapter is not None or generation.stored is not None:
+            return most + 1
+        return -(-generation.missing // self._batch.programs.span_rows)
+
+    def _compute(self, chunk: Sequence[Generation]) -> None:
+        """Compute the next tokens of the generations in `chunk` in one prefill call.
+
+        One generation gets a whole chunk; several are computed to their end.
+        """
+        if not chunk:
+            return
+        self._chunks += 1
+        if len(chunk) == 1:
+            (one,) = chunk
+            end, adapter = len(one.known) - 1, one.request.adapter
+            counts = [self.send(one.slot, one.known, one.filled, end, adapter)]
+        else:
+            counts = self._send_packed(chunk)
+        for generation, count in zip(chunk, counts, strict=True):
+            generation.filled += count
+            self._last_chunk[generation.client] = self._chunks
 
     def _in_turn(self) -> list[Generation]:
         """List the generations in prefill, beginning with the client whose last chunk is oldest.
@@ -137,6 +188,16 @@ class Prompts:
         self._batch.prefill(slot, chunk, start, count, adapter)
         self._table.slots[slot].cached.extend(ids[start : start + count])
         return count
+
+    def _send_packed(self, chunk: Sequence[Generation]) -> list[int]:
+        """Send the missing tokens of several prompts in one call; return how many each had."""
+        packed = PackedChunk(self._batch.programs.spans, self._batch.programs.span_rows)
+        for one in chunk:
+            packed.add(one.slot, one.known[:-1], one.filled)
+        self._batch.prefill_packed(*packed.arrays())
+        for one in chunk:
+            self._table.slots[one.slot].cached.extend(one.known[one.filled : -1])
+        return [one.missing for one in chunk]
 
     def _copy_prefix(self, generation: Generation) -> None:
         """Copy to a generation's slot the prefix of its prompt that its source slot has cached.

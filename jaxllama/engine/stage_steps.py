@@ -17,7 +17,7 @@ from jax import lax
 from jaxllama.engine.choosing.chooser import TokenChooser
 from jaxllama.engine.choosing.rows import every_token
 from jaxllama.engine.state import DecodeState
-from jaxllama.engine.steps import StepOutput, Steps
+from jaxllama.engine.steps import StepOutput, Steps, in_slot
 from jaxllama.model.cache import KVCache, empty_cache
 from jaxllama.model.params import Tree
 from jaxllama.shapes import Array, Bool, Float, Int32, UInt32
@@ -95,7 +95,7 @@ class StageSteps(Steps):
         each token in `x`, padding included.
         """
         model = self._model(params, for_prompts=True)
-        hidden, cache = model.branches(x, state.cache, slot, places)
+        hidden, cache = model.spans(x, state.cache, in_slot(slot, places))
         return dataclasses.replace(state, cache=cache), hidden
 
     def pass_step(

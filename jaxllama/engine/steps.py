@@ -113,11 +113,14 @@ class Steps:
         self._whole = TokenChooser(bank)
         self._lean = TokenChooser(bank, bank.common, lists=not body.prefers_lean)
         body.check_drafts(engine.draft_tokens, engine.devices)
+        body.check_packing(pack=engine.pack_prompts)
         self.places = 1 + engine.draft_tokens  # tokens that a row may draw in one step
         self._for_prompts = body.for_prompts
         self.tile = body.prompt_tile(engine.slots)
         self.score_rows = body.score_rows or self.tile
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
+        # The spans of several prompts that share one tile; 0: each prompt has its own calls.
+        self.spans = self.tile // body.span_of(self.tile) if engine.pack_prompts else 0
         self._draft_model = None
         if engine.draft_model is not None:
             self._draft_model = DraftModel(engine.draft_model, engine, self.tile, draft_cost)
@@ -170,6 +173,22 @@ class Steps:
 
         tiles = (count + self.tile - 1) // self.tile
         cache = lax.fori_loop(0, tiles, tile, state.cache)
+        return dataclasses.replace(state, cache=cache)
+
+    def prefill_packed(
+        self,
+        params: Tree,
+        state: DecodeState,
+        ids: Int32[Array, " R"],
+        places: Int32[Array, "3 G"],
+    ) -> DecodeState:
+        """Compute spans of several prompts together; write their keys and values to the cache.
+
+        `ids` is one tile, cut into spans of equal size. `places` has the slot, the first cache
+        column and the number of real tokens of each span; columns after a span may be overwritten,
+        too. The spans of a prompt follow one another.
+        """
+        cache = self._model(params, for_prompts=True).spans(ids, state.cache, places)[1]
         return dataclasses.replace(state, cache=cache)
 
     def decode(
@@ -597,7 +616,8 @@ class Steps:
         """
         model = self._model(params, for_prompts=True)
         adapters = of_rows(adapter, runs.ids.shape[0])
-        hidden, cache = model.branches(runs.ids, state.cache, slot, runs.places, adapters)
+        places = in_slot(slot, runs.places)
+        hidden, cache = model.spans(runs.ids, state.cache, places, adapters)
         logits = model.head(hidden[runs.rows])
         row, token = runs.pairs
         logprob = logits[row, token] - jax.nn.logsumexp(logits, axis=-1)[row]
@@ -630,6 +650,11 @@ class Steps:
     ) -> AdapterBlocks:
         """Return the arrays of all adapters, with adapter `number` replaced by `weights`."""
         return write_adapter(adapters, number, weights)
+
+
+def in_slot(slot: Array, places: Int32[Array, "2 G"]) -> Int32[Array, "3 G"]:
+    """Add the slot, the same for all, to the first columns and lengths of several spans."""
+    return jnp.concatenate([jnp.broadcast_to(slot, (1, places.shape[1])), places])
 
 
 @scoped

@@ -490,6 +490,14 @@ class Body:
     score_rows: int | None = None
     # Whether rows that need more candidates are drawn again all at once; else one after the other.
     draws_together: bool = False
+    # Rows of a span, where a prompt tile is cut into spans of several prompts. None: the bits of a
+    # row would depend on the size of its span.
+    span_rows: int | None = None
+    # Whether a prompt tile with fewer real rows takes less time.
+    skips_rows: bool = False
+    # Default of EngineConfig.pack_prompts: whether a tile of many rows takes hardly longer than a
+    # tile of a few.
+    packs_prompts: Callable[[], bool] = lambda: False
 
     def check_drafts(self, tokens: int, devices: int) -> None:
         """Raise ConfigError if a decode step of these kernels cannot check `tokens` drafted tokens.
@@ -504,6 +512,19 @@ class Body:
                 f"devices, and no draft model: the bits of a row must not depend on the number of "
                 f"rows, which only the C++ kernels on one device hold"
             )
+
+    def check_packing(self, *, pack: bool) -> None:
+        """Raise ConfigError if several prompts are to share a tile of kernels that cannot."""
+        if pack and self.span_rows is None:
+            raise ConfigError(
+                f"pack_prompts is set with kernels {self.name!r}; expected it unset: with these "
+                f"kernels, the bits of a prompt's row would depend on the prompts beside it"
+            )
+
+    def span_of(self, tile: int) -> int:
+        """Return the rows of one span, where a prompt tile of `tile` rows has several prompts."""
+        assert self.span_rows is not None
+        return min(self.span_rows, tile)
 
     def whole_tiles(self, tokens: int, slots: int) -> int:
         """Round `tokens` up to a multiple of the prompt tile.

@@ -1,10 +1,10 @@
 """The Llama family, top-down: Llama - Block - Attention, FeedForward.
 
 Module definitions for `params.py`: weights are passed in, the cache is passed through. Four entry
-points: `step` (one token for every slot), `runs` (several tokens for every slot), `prompt` (a run
-of tokens of one slot) and `branches` (several short runs of one slot). All run the same blocks and
-differ in how they attend. The residual stream is float32. Knows no sampler and no slot bookkeeping.
-Letters: `shapes.py`.
+points: `step` (one token for every slot), `runs` (several tokens for every slot), `prompt` (a span
+of tokens of one slot) and `spans` (several short spans, each of any slot). All run the same blocks
+and differ in how they attend. The residual stream is float32. Knows no sampler and no slot
+bookkeeping. Letters: `shapes.py`.
 """
 
 import math
@@ -128,41 +128,42 @@ class Llama(Module):
         active = jnp.arange(tokens.shape[0]) < real
         return self.through(tokens, cache, attend, RowInfo(position, active, "rows", adapters))
 
-    def branches(
+    def spans(
         self,
         tokens: Int[Array, " L"] | Float[Array, "L D"],
         cache: KVCache,
-        slot: Int[Array, ""],
-        places: Int[Array, "2 G"],
+        places: Int[Array, "3 G"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute the hidden states of several short runs of consecutive tokens in one slot.
+        """Compute the hidden states of several short spans of consecutive tokens, each of a slot.
 
         Returns them with the new cache. `tokens` (ids, or hidden states from the previous pipeline
-        stage) holds the runs one after the other, all padded to one size. `places` has the first
-        cache column of each run, then the number of real tokens of each. The runs are written to
-        the cache in order, and each attends to all columns before its first one. So a run may
-        continue an earlier run, or overwrite the columns of a finished one. `adapters` None: no
-        LoRA adapter.
+        stage) holds the spans one after the other, all padded to one size. `places` has the slot,
+        the first cache column and the number of real tokens of each span: the fields of PromptSpan.
+        The spans are written to the cache in order, and each attends to all columns of its slot
+        before its first one. So a span may continue an earlier one, or overwrite the columns of a
+        finished one. Padding may be written to the columns after a span, even without real tokens.
+        `adapters` None: no LoRA adapter.
         """
-        starts, counts = places
-        runs = starts.shape[0]
-        size = tokens.shape[0] // runs
-        position = (starts[:, None] + jnp.arange(size, dtype=jnp.int32)).reshape(-1)
+        starts, counts = places[1:]
+        size = tokens.shape[0] // starts.shape[0]
+        within = jnp.arange(size, dtype=jnp.int32)
+        position = (starts[:, None] + within).reshape(-1)
 
         def attend(
             qkv: Projections, rotation: Rotation, layer: Layer, window: int | None
         ) -> Attended:
             mixed = []
-            for run in range(runs):
-                of_run = slice(run * size, (run + 1) * size)
-                own_qkv, own_rotation = jax.tree.map(lambda x, at=of_run: x[at], (qkv, rotation))
-                span = PromptSpan(slot, starts[run], counts[run])
+            for index in range(starts.shape[0]):
+                own = slice(index * size, (index + 1) * size)
+                own_qkv, own_rotation = jax.tree.map(lambda x, at=own: x[at], (qkv, rotation))
+                span = PromptSpan(*places[:, index])
                 out, layer = self.attention.prompt(own_qkv, own_rotation, layer, span, window)
                 mixed.append(out)
             return jnp.concatenate(mixed), layer
 
-        return self.through(tokens, cache, attend, RowInfo(position, None, "rows", adapters))
+        active = (within < counts[:, None]).reshape(-1)
+        return self.through(tokens, cache, attend, RowInfo(position, active, "rows", adapters))
 
     def through(
         self,

@@ -89,25 +89,24 @@ class SpreadLlama:
         )
         return found
 
-    def branches(
+    def spans(
         self,
         tokens: Int[Array, " L"] | Float[Array, "L D"],
         cache: KVCache,
-        slot: Int[Array, ""],
-        places: Int[Array, "2 G"],
+        places: Int[Array, "3 G"],
         adapters: Adapters | None = None,
     ) -> tuple[Float[Array, "L D"], KVCache]:
-        """Compute the hidden states of several short runs of consecutive tokens in one slot.
+        """Compute the hidden states of several short spans of consecutive tokens, each of a slot.
 
         Returns them with the new cache. `tokens` (ids, or hidden states from the previous pipeline
-        stage) holds the runs one after the other, all padded to one size. `places` has the first
-        cache column of each run, then the number of real tokens of each. Every device computes all
-        runs; only the device that has the slot stores keys and values. `adapters` None: no LoRA
-        adapter.
+        stage) holds the spans one after the other, all padded to one size. `places` has the slot,
+        the first cache column and the number of real tokens of each span. Every device computes
+        all spans; only the device that has a span's slot stores its keys and values. `adapters`
+        None: no LoRA adapter.
         """
-        given = (WHOLE, CACHE, WHOLE, WHOLE, self._adapters(adapters, WHOLE))
-        found: tuple[Array, KVCache] = self._everywhere(Llama.branches, given, (WHOLE, CACHE))(
-            tokens, cache, slot, places, adapters
+        given = (WHOLE, CACHE, WHOLE, self._adapters(adapters, WHOLE))
+        found: tuple[Array, KVCache] = self._everywhere(Llama.spans, given, (WHOLE, CACHE))(
+            tokens, cache, places, adapters
         )
         return found
 

@@ -28,6 +28,7 @@ from tests.accelerators.subjects import BITS, MODELS, Subject
 from tests.accelerators.table import PAGE, over_budget, page_of, row_of
 from tests.accelerators.targets import TARGETS
 
+PROGRAMS = ("decode_lean", "prefill", "prefill_packed")
 DEPTH = 4000  # tokens that every slot holds
 
 
@@ -57,7 +58,7 @@ def main() -> None:
                 if asked.layers:
                     shape = dataclasses.replace(shape, layers=asked.layers)
                 subject = Subject(shape, form, TARGETS[chip], (data, parts), asked.slots)
-                for program in asked.program or ("decode_lean", "prefill"):
+                for program in asked.program or PROGRAMS:
                     name = f"{chip}-{asked.mesh}-{model}-{form}-{program}.hlo"
                     file = str(Path(asked.text) / name) if asked.text else None
                     cost = read(subject, program, DEPTH, file)

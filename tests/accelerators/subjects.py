@@ -61,6 +61,7 @@ class Subject:
             slots=self.slots,
             context=self.context,
             prefill_chunk=body.prefill_chunk,
+            pack_prompts=body.packs_prompts(),
             steps_per_sync=body.steps_per_sync,
             candidates=256,
             kernels=body.name,

@@ -13,7 +13,7 @@ Made by `make accelerators`; do not edit. Every program is compiled ahead of tim
 the machine at hand does not have, and read: **nothing here was run on a chip**. Launches, host
 reads, new buffers and bytes are counted in the compiled program; times are bytes over the chip's
 bandwidth, so they are floors, not measurements. 16 slots; every slot holds 4,000 tokens. A decode
-program is read per step, with no sampler switched on; prefill per prompt tile.
+program is read per step, with no sampler switched on; prefill and prefill_packed per prompt tile.
 
 | program | launches per layer | host reads | large new buffers | temporaries, MB | least GB | moved GB | floor ms | moved ms | compiled in s |
 |---|---|---|---|---|---|---|---|---|---|

@@ -101,6 +101,7 @@ def test_arguments_of_load_arrive_by_its_names(monkeypatch):
         *("--cache-dtype", "bfloat16", "--mesh", "stage=2", "--packed", "--format", "plain"),
         *("--stage-layers", "3,4", "--no-compile-cache", "--kernels", "xla", "--threads", "2"),
         *("--prefill-chunk", "64", "--steps-per-sync", "2", "--sync-ms", "12.5"),
+        "--no-pack-prompts",
     )
     assert seen["loading"] == {
         "model": "x.gguf",
@@ -113,6 +114,7 @@ def test_arguments_of_load_arrive_by_its_names(monkeypatch):
         "kernels": "xla",
         "threads": 2,
         "prefill_chunk": 64,
+        "pack_prompts": False,
         "steps_per_sync": 2,
         "sync_ms": 12.5,
         "packed": True,

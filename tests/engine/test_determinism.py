@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxllama.config import EngineConfig
-from jaxllama.engine.blueprints import LEAN, WHOLE
+from jaxllama.engine.blueprints import LEAN, PACKED, WHOLE
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.programs import Programs
+from jaxllama.kernels import body_named
 from jaxllama.kernels.cpu import library
 from jaxllama.request import Contrast
 from tests.support import (
@@ -78,18 +79,27 @@ class Changing:
         allowed = self._programs._every_token if allowed is None else allowed
         return self._programs.compiled(name)(self._programs._weights, state, steps, allowed)
 
+    def is_made(self, name: str) -> bool:
+        return self.is_ready(name)
+
+    def prefill_packed(self, *given):
+        self.ran[PACKED] += 1
+        return self._programs.prefill_packed(*given)
+
 
 @pytest.mark.parametrize("body", BODIES)
 def test_500_random_schedules_change_nothing(body):
     """Joins, leaves, cancels, prefix hits and chunk boundaries against solo runs.
 
-    In the schedules, calls change between the lean and the whole decode program.
+    In the schedules, calls change between the lean and the whole decode program, and with kernels
+    that can pack prompts, between prompts alone and several in one call.
     """
     rng = np.random.default_rng(1)
     stems = [rng.integers(0, 256, n).tolist() for n in (40, 70, 12)]
     pool = [random_request(rng, stems) for _ in range(40)]
     solo = [run(new_engine(MODEL, body), [one])[0] for one in pool]
-    changing = Changing(programs(MODEL, body), rng)
+    packs = body_named(body.kernels).span_rows is not None
+    changing = Changing(programs(MODEL, dataclasses.replace(body, pack_prompts=packs)), rng)
     engine = Engine(changing)
     for _ in range(SCHEDULES):
         for index, told, is_cancelled in random_schedule(engine, pool, rng):
@@ -99,6 +109,7 @@ def test_500_random_schedules_change_nothing(body):
                 assert same(told, solo[index], body), f"request {index} came out differently"
     assert closed(engine)
     assert min(changing.ran[LEAN], changing.ran[WHOLE]) > SCHEDULES
+    assert not packs or changing.ran[PACKED] > SCHEDULES // 10
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -36,6 +36,7 @@ __all__ = ["CPU"]
 ROW_COSTS = {"portable": 1.0, "avx2": 0.25, "avx512": 0.12, "amx": 0.1, "emulated": 1.0}
 # Rows of a prompt that go through the kernels together; AMX unpacks weights once for all of them.
 PROMPT_TILE, AMX_PROMPT_TILE = 64, 256
+SPAN_ROWS = 16  # the rows of an AMX tile
 
 
 def step(
@@ -193,4 +194,7 @@ CPU = Body(
     steps_match_prompts=lambda: not library.prompts_use_amx(),
     for_prompts=for_prompts,
     score_rows=PROMPT_TILE,
+    span_rows=SPAN_ROWS,
+    skips_rows=True,
+    packs_prompts=library.prompts_use_amx,
 )

@@ -20,6 +20,7 @@ from jaxllama.kernels.storage import layer_arrays
 __all__ = ["GPU"]
 
 PROMPT_TILE = 512  # rows of a prompt that go through the weights together
+SPAN_ROWS = 64  # the rows of a prompt that the attention kernel computes together
 LEAST_HEAD = 32  # half of it is the least that tensor cores multiply
 
 # XLA drives loops from the host unless they are captured in a CUDA graph. A list replaces the
@@ -94,5 +95,7 @@ GPU = Body(
     steps_match_prompts=lambda: False,
     prefers_lean=True,
     score_rows=64,
+    span_rows=SPAN_ROWS,
+    packs_prompts=lambda: True,
     draws_together=True,
 )

@@ -283,12 +283,13 @@ def total_of(parts: Iterable[Array]) -> Array:
 
 def attend_queries(
     q: Float[Array, "L N H"], layer: Layer, span: PromptSpan, window: int | None, cap: float | None
-) -> Float[Array, "L W"]:
+) -> tuple[Float[Array, "L W"], Layer]:
     """Compute attention of prompt rows to the columns of their slot, each up to its own column.
 
-    The queries `q` are rotated, and the rows' own columns are in the cache already. `span` is the
-    slot, the first row's column and the number of real rows. `window` limits the columns, `cap` the
-    scores; None: no limit.
+    Returns it with the layer, which is unchanged, but counts as a result of the kernel: later
+    writes then come after its reads, and XLA makes no copy for them. The queries `q` are rotated,
+    and the rows' own columns are in the cache already. `span` is the slot, the first row's column
+    and the number of real rows. `window` limits the columns, `cap` the scores; None: no limit.
     """
     rows, heads, size = q.shape
     tile = min(PROMPT_ROWS, max(LEAST_ROWS, pl.next_power_of_2(rows)))
@@ -298,15 +299,20 @@ def attend_queries(
     kernel = partial(
         prompt_kernel, group=heads // layer[0].shape[1], tile=tile, window=window, cap=cap
     )
-    out = pl.pallas_call(
+    first = 2  # arguments before the cache
+    out, *same = pl.pallas_call(
         kernel,
         grid=(heads, tiles),
-        out_shape=jax.ShapeDtypeStruct(q.shape, jnp.float32),
+        out_shape=(
+            jax.ShapeDtypeStruct(q.shape, jnp.float32),
+            *(jax.ShapeDtypeStruct(part.shape, part.dtype) for part in layer),
+        ),
+        input_output_aliases={first + place: 1 + place for place in range(len(layer))},
         interpret=interpreted(),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
         name="attend_prompt",
     )(q, jnp.stack(span).astype(jnp.int32), *layer)
-    return out[:rows].reshape(rows, heads * size)
+    return out[:rows].reshape(rows, heads * size), tuple(same)
 
 
 def prompt_kernel(
@@ -322,10 +328,10 @@ def prompt_kernel(
 
     Inputs: `q`, the scaled queries of all rows and heads; `span`, the slot, the first row's column
     and the number of real rows. `refs` are the arrays of the cache layer, then the output, of the
-    shape of `q`. `group` query heads share a key/value head. `window` limits the columns, `cap` the
-    scores; None: no limit.
+    shape of `q`, then the arrays of the layer as outputs, which are not written. `group` query
+    heads share a key/value head. `window` limits the columns, `cap` the scores; None: no limit.
     """
-    *cache, out = refs
+    cache, out = refs[: len(refs) // 2], refs[len(refs) // 2]
     head, index = pl.program_id(0), pl.program_id(1)
     slot, start, count = span[0], span[1], span[2]
     own = pl.ds(index * tile, tile)

@@ -64,7 +64,7 @@ def attend_prompt(
     q, k, v = rotated(projections, rotation)
     new = zip(sides(layer), (k, v), strict=True)
     layer = layer_of(*(append_prompt(*pair, span.slot, span.start) for pair in new))
-    return attend_queries(q, layer, span, window, cap), layer
+    return attend_queries(q, layer, span, window, cap)
 
 
 def capped_attention(cap: float | None) -> AttentionOps:

@@ -21,6 +21,7 @@ from jaxllama.kernels.tpu.layout import lay_out
 __all__ = ["TPU"]
 
 PROMPT_TILE = 512  # rows that share one reading of the weights
+SPAN_ROWS = 64  # each span of a packed tile has an attention of its own in every layer
 SCORE_ROWS = 64  # each run of 8 has an attention of its own in every layer
 
 
@@ -84,5 +85,7 @@ TPU = Body(
     steps_match_prompts=lambda: False,
     prefers_lean=True,
     score_rows=SCORE_ROWS,
+    span_rows=SPAN_ROWS,
+    packs_prompts=lambda: True,
     draws_together=True,
 )

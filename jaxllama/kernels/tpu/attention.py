@@ -90,7 +90,7 @@ def attend_prompt(
     from jaxllama.kernels.tpu.prompt_attention import attend_run  # noqa: PLC0415 - slow to import
 
     q, k, v = rotated(projections, rotation)
-    slot, start, _ = span
+    slot, start, rows = span
     layer = tuple(
         write_columns(part, rearrange(each, "l k ... -> 1 k l ..."), slot, start)
         for part, each in zip(layer, stored(k, v, layer), strict=True)
@@ -99,7 +99,9 @@ def attend_prompt(
     grouped = rearrange(queries(q, layer), "l (k g) w -> k (l g) w", k=kv_heads)
     block = next(each for each in PROMPT_BLOCKS if layer[0].shape[2] % each == 0)
     group = q.shape[1] // kv_heads
-    mixed = attend_run(grouped, layer, slot, start, group, block, window, cap)
+    # Without a real row, nothing has to be read but the first block.
+    first = jnp.where(rows > 0, start, 0)
+    mixed = attend_run(grouped, layer, slot, first, group, block, window, cap)
     return rearrange(mixed[..., -size:], "k (l g) h -> l (k g h)", g=group), layer
 
 
