@@ -56,6 +56,7 @@ class Counts:
     host: int = 0
     moved: int = 0
     writes: Counter[tuple[str, str]] = field(default_factory=Counter)  # bytes by code and shape
+    largest: dict[tuple[str, str], int] = field(default_factory=dict)  # the same, of one buffer
 
     def add(self, other: "Counts", times: int = 1) -> None:
         """Add another part that runs so many times."""
@@ -63,13 +64,15 @@ class Counts:
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for key, amount in other.writes.items():
             self.writes[key] += times * amount
+        for key, amount in other.largest.items():
+            self.largest[key] = max(self.largest.get(key, 0), amount)
 
     def large_writes(self, least: int) -> dict[tuple[str, str], int]:
         """Return the new buffers of at least so many bytes each."""
         return {
             key: amount
             for key, amount in self.writes.items()
-            if min(amount, size_of(key[1])) >= least  # a part of it may be written in place
+            if amount > 0 and self.largest[key] >= least
         }
 
 
@@ -144,7 +147,7 @@ class Reading:
         if each.code == "fusion":
             what += f" of {root_of(self._called(each, 'calls')[0]).code}"
         counts = Counts(kernels=1, moved=moved, sorts=int("sort" in what))
-        counts.writes[what, each.shape] = new
+        counts.writes[what, each.shape] = counts.largest[what, each.shape] = new
         return counts
 
     def _loop(self, each: Instruction, depth: int) -> Counts:

@@ -60,14 +60,17 @@ def read(subject: Subject, program: str, depth: int, text_file: str | None = Non
     parts = subject.mesh[0] * subject.mesh[1]
     weights = sum(size(leaf) for leaf in jax.tree.leaves(blueprints.params)) // subject.mesh[1]
     matrices = [size(leaf) for leaf in jax.tree.leaves(blueprints.params) if leaf.ndim > 1]
-    large = min(*(size(leaf) // parts for leaf in cache), min(matrices) // subject.mesh[1])
-    least = least_step_bytes(blueprints, depth if program.startswith("decode") else 0)
+    is_step = program.startswith("decode")
+    large = min(size(leaf) // parts for leaf in cache)
+    if is_step:  # the rows of a prompt tile may take more than a small matrix
+        large = min(large, min(matrices) // subject.mesh[1])
+    least = least_step_bytes(blueprints, depth if is_step else 0)
     return Cost(
         subject=str(subject),
         program=program,
         layers=subject.model.layers,
         counts=counts,
-        least=least // parts if program.startswith("decode") else weights,
+        least=least // parts if is_step else weights,
         temporaries=found.temporaries,
         weights=weights,
         seconds=seconds,
@@ -85,7 +88,7 @@ def difference(found: Compiled, live: dict[str, float]) -> Counts:
     if one.kernels == none.kernels:  # there is no loop of unknown length
         return one
     for field_ in dataclasses.fields(Counts):
-        if field_.name != "writes":
+        if field_.name not in {"writes", "largest"}:
             left = getattr(one, field_.name) - getattr(none, field_.name)
             setattr(one, field_.name, left)
     one.writes.subtract(none.writes)

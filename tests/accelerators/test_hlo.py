@@ -1,6 +1,8 @@
 """The reading of compiled HLO, on small programs written by hand."""
 
-from tests.accelerators.hlo import Reading, in_graphs, size_of
+from collections import Counter
+
+from tests.accelerators.hlo import Counts, Reading, in_graphs, size_of
 
 MIB = 1 << 20
 # A loop of unknown length with an inner loop of three trips, a conditional, and an update in place.
@@ -77,6 +79,14 @@ def test_bytes_of_an_update_in_place_are_those_of_the_update():
     row, copy = 2 * 2048, 2 * MIB
     assert row <= counts.moved - copy <= row + 64  # and the few numbers of the inner loop
     assert list(counts.large_writes(MIB)) == [("copy", "f32[512,512]{1,0}")]
+
+
+def test_many_small_buffers_are_no_large_one():
+    buffer = ("copy", "f32[512,512]{1,0}")
+    counts, one = Counts(), Counts(writes=Counter({buffer: MIB}), largest={buffer: MIB})
+    counts.add(one, 16)
+    assert counts.large_writes(MIB) == {buffer: 16 * MIB}
+    assert counts.large_writes(MIB + 1) == {}
 
 
 def test_the_dearest_branch_is_counted_if_asked():
