@@ -2,7 +2,7 @@
 
 Used by `fleet.py`. A replica follows the schedule of `jaxllama/engine/engine.py`, with durations in
 place of a model: prompts go in chunks between decode steps, all rows step together, and a freed
-slot keeps its prefix. Knows no router.
+slot keeps its prefix. As without `pack_prompts`, each chunk has one prompt. Knows no router.
 """
 
 import bisect
