@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxllama.config import EngineConfig, ModelConfig
 from jaxllama.engine.adapters import LoadedAdapters
+from jaxllama.engine.blueprints import PACKED
 from jaxllama.engine.engine import Engine
 from jaxllama.engine.prompt_store import PromptStore
 from jaxllama.engine.state import empty_state, state_shardings
@@ -91,7 +92,10 @@ def test_every_device_has_a_key_head_if_there_are_more_devices_than_heads():
 @built
 def test_kernels_with_split_slots_give_the_bits_of_one_device():
     expected = run(quick_engine(WIDE, KERNELS), some_requests())
-    answers = run(quick_engine(WIDE, sharded(2, 1, KERNELS)), some_requests())
+    packing = dataclasses.replace(KERNELS, pack_prompts=True)  # short prompts together
+    engine = quick_engine(WIDE, sharded(2, 1, packing))
+    engine.programs.compiled(PACKED)
+    answers = run(engine, some_requests())
     assert [one.tokens for one in answers] == [one.tokens for one in expected]
     assert [one.logprobs for one in answers] == [one.logprobs for one in expected]
 

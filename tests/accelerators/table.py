@@ -13,7 +13,13 @@ Made by `make accelerators`; do not edit. Every program is compiled ahead of tim
 the machine at hand does not have, and read: **nothing here was run on a chip**. Launches, host
 reads, new buffers and bytes are counted in the compiled program; times are bytes over the chip's
 bandwidth, so they are floors, not measurements. 16 slots; every slot holds 4,000 tokens. A decode
-program is read per step, with no sampler switched on; prefill and prefill_packed per prompt tile.
+program is read per step, with no sampler switched on; prefill and prefill_packed per prompt tile of
+512 rows, prefill_packed with 8 prompts in it.
+
+Launches are those of the whole program over the number of layers, so the head and the choice of a
+token are in them. A buffer is large if it is as large as an array of the cache, or in a decode step
+as the smallest matrix. An attention kernel counts as reading all slots, so prompts move less than
+the table says. On a TPU a launch is one operation of a single program, and costs no call.
 
 | program | launches per layer | host reads | large new buffers | temporaries, MB | least GB | moved GB | floor ms | moved ms | compiled in s |
 |---|---|---|---|---|---|---|---|---|---|
