@@ -21,6 +21,7 @@ SEND_BUFFER = 64 << 10  # bytes that the kernel buffers for a client that does n
 PROBES = 3  # unanswered TCP keepalive probes until a silent peer counts as gone
 PIECE = 16 << 10  # bytes to parse at a time
 FRAMING = 64 << 10  # most bytes of a body for chunk sizes and line ends: about 13,000 chunks
+LINGER_SECONDS = 2.0  # a client may so long go on sending a body that is refused
 HEAD_TIMEOUT_RESPONSE = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%s"
@@ -30,7 +31,7 @@ HEAD_TIMEOUT_RESPONSE = (
 class Connection(web.RequestHandler):
     """Protocol of one client's connection."""
 
-    __slots__ = ("_body", "_crowd", "_framing", "_late", "_settings", "address")
+    __slots__ = ("_body", "_crowd", "_framing", "_late", "_lost", "_settings", "address")
 
     def __init__(self, server: web.Server, settings: Settings, crowd: Crowd, **more: Any) -> None:
         super().__init__(server, **more)
@@ -38,6 +39,7 @@ class Connection(web.RequestHandler):
         self._late: asyncio.TimerHandle | None = None
         self._body: StreamReader | None = None  # body of the newest request
         self._framing = 0  # bytes of chunk framing in that body so far
+        self._lost: asyncio.Event | None = None  # of a connection with a refused body: its end
         self.address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -58,6 +60,8 @@ class Connection(web.RequestHandler):
         """Unregister a closed connection."""
         self._crowd.remove(self)
         self._stop_head_timer()
+        if self._lost is not None:
+            self._lost.set()
         super().connection_lost(exc)
 
     def evict(self) -> None:
@@ -87,6 +91,8 @@ class Connection(web.RequestHandler):
         finished = await super().finish_response(request, resp, start_time)
         if self._is_idle:
             self._crowd.set_idle(self)
+        if self._lost is not None:
+            await self._linger(self._lost)
         return finished
 
     def handle_error(
@@ -150,7 +156,23 @@ class Connection(web.RequestHandler):
         message = "the body comes in chunks that are too small; send it in chunks of 1 KiB or more"
         body.set_exception(HttpError(message, 400, "chunks_too_small"))
         body.feed_eof()
+        self._lost = asyncio.Event()
         self.close()
+
+    async def _linger(self, lost: asyncio.Event) -> None:
+        """Drop what the client still sends, until it closes the connection or some time has passed.
+
+        If the connection were closed at once, the bytes not read would reset it, and the client
+        might lose the response. `lost` is set when the connection is closed.
+        """
+        if self.transport is None:
+            return
+        with contextlib.suppress(NotImplementedError, RuntimeError, OSError):
+            self.transport.resume_reading()
+            self.transport.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                await lost.wait()
 
     def _start_head_timer(self) -> None:
         self._late = self._loop.call_later(self._settings.header_seconds, self._end_without_head)

@@ -285,6 +285,17 @@ def test_a_body_in_tiny_chunks_is_refused(says):
     assert error(answer)["code"] == "chunks_too_small"
 
 
+def test_a_client_whose_body_is_refused_may_send_it_to_the_end(address):
+    """Otherwise the connection would be reset, and the answer might be lost."""
+    with socket.create_connection(address, timeout=20) as sock:
+        sock.sendall(ask("Transfer-Encoding: chunked", body=b"1\r\nx\r\n" * 100_000))
+        answer = b""
+        while more := sock.recv(65536):
+            answer += more
+    assert status(answer) == 400
+    assert error(answer)["code"] == "chunks_too_small"
+
+
 @pytest.mark.parametrize("size", [1, 100])
 def test_a_body_in_some_small_chunks_is_read(says, size):
     body = b'{"prompt": "' + b"a" * (5_000 if size == 1 else 90_000) + b'", "n": 0}'
