@@ -354,16 +354,14 @@ def fast_prefill(lab: Lab, programs: Programs, state: Any, name: str) -> Any:
     for tokens in (16,) if lab.asked.tiny else (512, 4096):
         if tokens > programs.engine.columns:
             continue
-        started = time.perf_counter()
-        for run in range(RUNS + 1):  # the first one warms up
-            if run == 1:
-                jax.block_until_ready(state)
-                started = time.perf_counter()
+
+        def prompt(state: Any, tokens: int = tokens) -> Any:
             for at in range(0, tokens, chunk):
                 count = np.int32(min(chunk, tokens - at))
                 state = programs.prefill(state, np.int32(0), ids, np.int32(at), count)
-        jax.block_until_ready(state)
-        seconds = (time.perf_counter() - started) / RUNS
+            return state
+
+        seconds, state = timed(prompt, state)
         inner = model.parameters - model.vocab_size * model.width * (1 if model.tied else 2)
         scores = 2 * model.layers * model.heads * model.head_dim * tokens**2  # causal: half of all
         flops = 2 * inner * tokens + scores
@@ -392,21 +390,23 @@ def fast_short_prompts(lab: Lab, programs: Programs, state: Any, name: str) -> N
             state = programs.prefill(state, *numbers)
         return state
 
-    seconds = {}
-    for way, call in (("together", together), ("alone", one_by_one)):
-        started = time.perf_counter()
-        for run in range(RUNS + 1):  # the first one warms up
-            if run == 1:
-                jax.block_until_ready(state)
-                started = time.perf_counter()
-            state = call(state)
-        jax.block_until_ready(state)
-        seconds[way] = (time.perf_counter() - started) / RUNS
+    packed, state = timed(together, state)
+    apart, _ = timed(one_by_one, state)
     lab.say(
         f"{spans} prompts of {tokens} tokens {name}",
-        tokens_per_second_together=spans * tokens / seconds["together"],
-        tokens_per_second_alone=spans * tokens / seconds["alone"],
+        tokens_per_second_together=spans * tokens / packed,
+        tokens_per_second_alone=spans * tokens / apart,
     )
+
+
+def timed(call: Callable[[Any], Any], state: Any) -> tuple[float, Any]:
+    """Return the mean seconds of RUNS runs of `call`, after one to warm up, and the last state."""
+    state = jax.block_until_ready(call(state))
+    started = time.perf_counter()
+    for _ in range(RUNS):
+        state = call(state)
+    jax.block_until_ready(state)
+    return (time.perf_counter() - started) / RUNS, state
 
 
 def engine_of(model: Any, lab: Lab, rows: int, *, packed: bool) -> Any:

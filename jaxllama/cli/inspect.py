@@ -14,7 +14,7 @@ from jaxllama.cli.memory import describe_memory
 from jaxllama.cli.options import ModelCommand
 from jaxllama.cli.terminal import as_json, startup_shown
 from jaxllama.config import EngineConfig, ModelConfig
-from jaxllama.engine.blueprints import ADAPTER_PURPOSES, PACKED_PURPOSES, PURPOSES
+from jaxllama.engine.blueprints import purposes_of
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.engine.executables import PROGRAMS, Executables
 from jaxllama.formats import PromptFormat, choose_format
@@ -210,12 +210,7 @@ def describe_programs(
     key = key_of(config, engine, params, samplers, tokenizer.digest)
     kept = Executables(cache_folder() / PROGRAMS, key)
     found = {}
-    purposes = (
-        PURPOSES
-        | (PACKED_PURPOSES if engine.pack_prompts else {})
-        | (ADAPTER_PURPOSES if engine.adapter_slots else {})
-    )
-    for name, purpose in purposes.items():
+    for name, purpose in purposes_of(engine, adapters=bool(engine.adapter_slots)).items():
         about = kept.about(name)
         found[name] = {"purpose": purpose, "kept": None if about is None else about._asdict()}
     return {"key": key, "folder": str(kept.folder), "list": found}

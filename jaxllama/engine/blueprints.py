@@ -43,6 +43,7 @@ PURPOSES = {
     "prefill": "computes the cache of a prompt",
     LEAN: "draws tokens with the common samplers, until decode is compiled",
     "copy": "reuses a prefix that another slot has cached",
+    PACKED: "computes the caches of several short prompts together",
     "release": "stops rows that a client cancels or a stop string ends",
     "scrub": "clears the cache of a row with NaN",
     WHOLE: "draws tokens with all samplers",
@@ -52,7 +53,7 @@ PURPOSES = {
     "embed": "computes embeddings",
     "score": "scores short continuations",
 }
-NAMES = tuple(PURPOSES)
+NAMES = tuple(name for name in PURPOSES if name != PACKED)  # of every engine
 ADAPTER_PURPOSES = {
     "adapt": "loads a low-rank adapter",
     "prefill_adapted": "computes the cache of a prompt with an adapter",
@@ -60,7 +61,6 @@ ADAPTER_PURPOSES = {
     "peek_adapted": "reads log-probabilities and logits with an adapter",
     "score_adapted": "scores short continuations with an adapter",
 }
-PACKED_PURPOSES = {PACKED: "computes the caches of several short prompts together"}
 CompilerOptions: TypeAlias = dict[str, Any] | None  # of XLA
 FLAT = (dict, DecodeState, SlotAdapter)  # passed to programs as their leaves
 
@@ -91,10 +91,7 @@ class Blueprints:
         where = split_of(params, adapters, engine, mesh)
         cost = draft_cost(model, engine, params)
         self.steps = self.kind(model, engine, bank, where, draft_cost=cost)
-        names = NAMES if adapters is None else (*NAMES, *ADAPTER_PURPOSES)
-        after = names.index("copy") + 1
-        packed = PACKED_PURPOSES if engine.pack_prompts else ()
-        self.names = (*names[:after], *packed, *names[after:])
+        self.names = tuple(purposes_of(engine, adapters=adapters is not None))
         self.traces: Counter[str] = Counter()
         with jax.set_mesh(mesh):  # the cache's types depend on the platform
             abstract = jax.eval_shape(self.steps.empty)
@@ -294,6 +291,16 @@ def leaves_of(tree: Any) -> StateLeaves:
 def output_of(leaf: Any) -> StepOutput:
     """Return a StepOutput with `leaf`, such as a sharding, in place of every array."""
     return StepOutput(leaf, ChosenTokens(*(leaf,) * len(ChosenTokens._fields)))
+
+
+def purposes_of(engine: EngineConfig, *, adapters: bool) -> dict[str, str]:
+    """Return every program of an engine with its purpose, in the order in which they are needed.
+
+    `adapters`: the engine has room for LoRA adapters.
+    """
+    found = PURPOSES.items()
+    own = {name: purpose for name, purpose in found if engine.pack_prompts or name != PACKED}
+    return own | (ADAPTER_PURPOSES if adapters else {})
 
 
 def function_of(name: str) -> str:

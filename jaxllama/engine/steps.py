@@ -120,7 +120,8 @@ class Steps:
         self.score_rows = body.score_rows or self.tile
         self.chunk = body.whole_tiles(engine.prefill_chunk, engine.slots)
         # The spans of several prompts that share one tile; 0: each prompt has its own calls.
-        self.spans = self.tile // body.span_of(self.tile) if engine.pack_prompts else 0
+        span = body.span_rows if engine.pack_prompts else None
+        self.spans = self.tile // span if span else 0
         self._draft_model = None
         if engine.draft_model is not None:
             self._draft_model = DraftModel(engine.draft_model, engine, self.tile, draft_cost)

@@ -521,11 +521,6 @@ class Body:
                 f"kernels, the bits of a prompt's row would depend on the prompts beside it"
             )
 
-    def span_of(self, tile: int) -> int:
-        """Return the rows of one span, where a prompt tile of `tile` rows has several prompts."""
-        assert self.span_rows is not None
-        return min(self.span_rows, tile)
-
     def whole_tiles(self, tokens: int, slots: int) -> int:
         """Round `tokens` up to a multiple of the prompt tile.
 

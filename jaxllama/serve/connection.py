@@ -160,10 +160,11 @@ class Connection(web.RequestHandler):
         self.close()
 
     async def _linger(self, lost: asyncio.Event) -> None:
-        """Drop what the client still sends, until it closes the connection or some time has passed.
+        """Drop the bytes that the client still sends, until it closes the connection.
 
-        If the connection were closed at once, the bytes not read would reset it, and the client
-        might lose the response. `lost` is set when the connection is closed.
+        Ends after LINGER_SECONDS in any case. If the connection were closed at once, the bytes not
+        read would reset it, and the client might lose the response. `lost` is set when the
+        connection is closed.
         """
         if self.transport is None:
             return

@@ -16,8 +16,8 @@ bandwidth, so they are floors, not measurements. 16 slots; every slot holds 4,00
 program is read per step, with no sampler switched on; prefill and prefill_packed per prompt tile of
 512 rows, prefill_packed with 8 prompts in it.
 
-Launches are those of the whole program over the number of layers, so the head and the choice of a
-token are in them. A buffer is large if it is as large as an array of the cache, or in a decode step
+Launches are counted in the whole program and divided by the number of layers, so the head and the
+choice of a token are included. A buffer is large if it is as large as an array of the cache, or in a decode step
 as the smallest matrix. An attention kernel counts as reading all slots, so prompts move less than
 the table says. On a TPU a launch is one operation of a single program, and costs no call.
 
