@@ -89,15 +89,15 @@ class Prompts:
         """
         ready: list[Generation] = []
         chunk: list[Generation] = []
+        clients: set[str] = set()  # whose turn it was
         spans = room = self._spans(is_shared=is_shared)
-        for generation in self._in_turn():
+        for waiting in self._in_turn():
+            generation = self._first_to_compute(waiting)
+            if generation is None or generation not in self._filling:
+                continue
             if chunk and self._spans_of(generation, spans) > room:
                 continue
             self._filling.remove(generation)
-            self._copy_prefix(generation)
-            if generation.source is not None:
-                self._filling.append(generation)
-                continue
             if generation.stored is not None and not self._restore_piece(generation):
                 self._filling.append(generation)
                 break
@@ -106,6 +106,7 @@ class Prompts:
                 ready.append(generation)
                 continue
             chunk.append(generation)
+            clients |= {waiting.client, generation.client}
             room -= self._spans_of(generation, spans)
             if room <= 0:
                 break
@@ -113,7 +114,24 @@ class Prompts:
         for generation in chunk:
             generation.in_cache = not generation.missing
             (ready if generation.in_cache else self._filling).append(generation)
+        if chunk:
+            self._last_chunk |= dict.fromkeys(clients, self._chunks)
         return ready
+
+    def _first_to_compute(self, waiting: Generation) -> Generation | None:
+        """Return the generation to compute in the turn of `waiting`: it, or the one it waits for.
+
+        A generation waits for another one that is computing a prefix of its prompt. Computing that
+        one in its turn costs no more than computing the prefix itself, so no prompt waits for the
+        other prompts of another client. Returns None if the prefix needs a decode step.
+        """
+        generation: Generation | None = waiting
+        while generation is not None:
+            self._copy_prefix(generation)
+            if generation.source is None:
+                break
+            generation = next((one for one in self._filling if one.id == generation.follows), None)
+        return generation
 
     def _spans(self, *, is_shared: bool) -> int:
         """Return how many spans several prompts may have in one chunk; 0: they do not share one.
@@ -155,7 +173,6 @@ class Prompts:
             counts = self._send_packed(chunk)
         for generation, count in zip(chunk, counts, strict=True):
             generation.filled += count
-            self._last_chunk[generation.client] = self._chunks
 
     def _in_turn(self) -> list[Generation]:
         """List the generations in prefill, beginning with the client whose last chunk is oldest.

@@ -24,6 +24,7 @@ from jaxllama.serve.page import Page
 from jaxllama.serve.routing import RouteTable
 from jaxllama.serve.settings import Settings
 from jaxllama.serve.sockets import OPEN_SOCKETS, close_sockets
+from jaxllama.serve.starts import RequestStarts
 from jaxllama.serve.wire import error_response
 from jaxllama.service import State
 from jaxllama.service.answers import Caller
@@ -101,11 +102,17 @@ class Front:
 
     def __init__(self, models: ServedModels, guard: Guard, table: RouteTable) -> None:
         self._models, self._guard, self._table = models, guard, table
+        self._starts = RequestStarts()
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Identify the caller, check access, run the handler, and turn errors into responses."""
+        """Identify the caller, check access, run the handler, and turn errors into responses.
+
+        While many requests arrive, the handler waits until its client has its turn.
+        """
         key = self._identify_caller(request)
+        if not is_vital(request):
+            await self._starts.wait(request[CALLER].client)
         try:
             preflight = self._guard.preflight(request)
             if preflight is not None:
@@ -161,10 +168,15 @@ class Front:
         return response
 
 
+def is_vital(request: web.Request) -> bool:
+    """Say whether the route is for operators, such as /health: it is served in any crowd."""
+    return getattr(request.match_info.handler, "is_vital", False)
+
+
 def check_connection_reserve(request: web.Request) -> None:
     """Raise HttpError 503 on a connection beyond the limits, unless the route is for operators."""
-    connection, handler = request.protocol, request.match_info.handler
-    if getattr(handler, "is_vital", False) or not isinstance(connection, Connection):
+    connection = request.protocol
+    if is_vital(request) or not isinstance(connection, Connection):
         return
     if connection.is_spare:
         error = HttpError(

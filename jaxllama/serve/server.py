@@ -25,6 +25,7 @@ from jaxllama.service.served_models import ServedModels
 
 logger = logging.getLogger(__name__)
 
+ACCEPTS = 8  # connections that are accepted in one turn of the event loop
 LAST_SECONDS = 2.0  # last wait for threads and handlers that should have ended
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -93,7 +94,7 @@ class Server:
                 settings.port,
                 ssl=tls,
                 ssl_handshake_timeout=settings.header_seconds if tls else None,
-                backlog=settings.connections,
+                backlog=ACCEPTS,
             )
         except OSError as error:
             await self._runner.cleanup()
@@ -101,6 +102,7 @@ class Server:
                 f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; "
                 f"choose another --port or --host"
             ) from error
+        hold_connections(self._listening, settings.connections)
         self.models.start()
 
     @property
@@ -169,6 +171,17 @@ class Server:
         if stop.is_set():
             os._exit(128 + number)
         stop.set()
+
+
+def hold_connections(server: asyncio.Server, most: int) -> None:
+    """Let the kernel hold `most` connections that the server has not accepted yet.
+
+    asyncio has one number for these and for the connections that it accepts in one turn of the
+    event loop. It must be small there: a thousand new connections would stop all others meanwhile.
+    """
+    for listening in server.sockets:
+        with listening.dup() as same:
+            same.listen(most)
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:

@@ -238,3 +238,16 @@ def test_prompts_of_clients_take_turns():
     assert "bb" not in turns
     assert turns.count("b") == 4
     assert ("a", "a") not in itertools.pairwise(turns[:7])
+
+
+def test_a_prompt_that_begins_like_another_clients_last_one_does_not_wait_for_all_of_them():
+    timed = Timed()
+    prompts = [tuple(range(100 * number, 100 * number + 20)) for number in range(6)]
+    submit = timed.engine.submit
+    for ids in prompts:
+        submit(GenerationRequest(ids, 5), client="1")
+    same = submit(GenerationRequest((*prompts[-1][:15], 1, 2), 5), client="2")
+    while not same.emitted:
+        timed.step()
+    assert same.reused == 15
+    assert timed.engine.counts["filling"] > 0
