@@ -7,6 +7,7 @@ import click
 from jaxllama.cli.inspect import size_text
 from jaxllama.cli.terminal import as_json, note
 from jaxllama.weights.named import MODELS
+from jaxllama.weights.sentence_transformers import SentenceFolder
 from jaxllama.weights.stock import stocked
 from jaxllama.weights.store import store_folder
 
@@ -30,7 +31,8 @@ def command(*, wants_names: bool, wants_json: bool) -> None:
         return
     width = max((len(each.name) for each in models), default=0)
     for each in models:
-        state = each.reader or f"damaged: {each.problem}"
+        use = ", for --embedding-model" if each.reader == SentenceFolder.__name__ else ""
+        state = f"{each.reader}{use}" if each.reader else f"damaged: {each.problem}"
         click.echo(f"{each.name:{width}}  {size_text(each.nbytes):>10}  {state}")
     note(f"{len(models)} models in {store_folder()}")
 

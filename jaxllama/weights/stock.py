@@ -12,6 +12,7 @@ from pathlib import Path
 from jaxllama.errors import CheckpointError, UnknownFormat
 from jaxllama.weights import open_checkpoint
 from jaxllama.weights.gguf_split import first_parts
+from jaxllama.weights.sentence_transformers import SentenceFolder
 from jaxllama.weights.store import NAMES, disk_errors, locked, remove, store_folder
 
 
@@ -23,7 +24,7 @@ class StockedModel:
     origin: str  # hf:owner/name, also of a model that has a name; else that of the file
     path: Path
     nbytes: int
-    reader: str  # "" if it is damaged
+    reader: str  # "" if it is damaged; SentenceFolder: the model makes vectors of texts
     problem: str = ""
 
 
@@ -66,11 +67,21 @@ def find_models(folder: Path) -> Iterator[StockedModel]:
         except UnknownFormat:
             continue
         except CheckpointError as error:
-            problem = str(error)
+            is_encoder = is_sentence_folder(path)
+            reader, problem = (SentenceFolder.__name__, "") if is_encoder else ("", str(error))
         owner, separator, rest = path.name.partition("--")
         known = f"hf:{owner}/{rest.replace('--', '/')}" if separator else path.name
         name = names.get(path.name, known)
         yield StockedModel(name, known, path, bytes_of(path), reader, problem)
+
+
+def is_sentence_folder(path: Path) -> bool:
+    """Say whether a file or folder of the store is an encoder that makes vectors of texts."""
+    try:
+        with SentenceFolder.open(path):
+            return True
+    except CheckpointError:
+        return False
 
 
 def opened_path(path: Path) -> Path:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from encoder_writer import write_encoder
 from every_format import FORMATS
 from writers import flatten
 
@@ -69,6 +70,16 @@ def test_what_is_no_model_of_the_store_is_not_removed(store: Path, name: str):
     with pytest.raises(CheckpointError, match="the store has no model"):
         discard(name)
     assert sorted(store.rglob("*")) == before
+
+
+def test_an_encoder_is_listed_with_the_option_that_takes_it(
+    store: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_encoder(store / "vectors")
+    with pytest.raises(SystemExit):
+        main(["list"])
+    (line,) = (each for each in capsys.readouterr().out.splitlines() if "vectors" in each)
+    assert line.endswith("SentenceFolder, for --embedding-model")
 
 
 @pytest.mark.usefixtures("store")
