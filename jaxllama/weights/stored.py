@@ -26,6 +26,7 @@ SIGN, EXPONENT, STEP, LARGEST = (np.uint16(each << 10) for each in (32, 31, 1, 2
 CHUNK = 1 << 24  # bytes of whole rows that are in memory while columns are cut out of them
 
 
+@cache
 def dtype_named(name: str) -> np.dtype[Any]:
     """Return NumPy's dtype with this name, such as "float16" or "bfloat16"."""
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
@@ -36,6 +37,7 @@ def nbytes_of(shape: Shape, dtype: str) -> int:
     return math.prod(shape) * dtype_named(dtype).itemsize
 
 
+@cache
 def whole(shape: Shape) -> Index:
     """Return the index that selects all of a tensor of this shape."""
     return tuple(slice(0, size) for size in shape)
