@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxllama.cli.figures import drafts_text
-from jaxllama.cli.options import GenerationCommand, check_knobs
+from jaxllama.cli.options import GenerationCommand, check_knobs, prompt_option
 from jaxllama.cli.terminal import CONTROLS, as_json, note, open_llm
 from jaxllama.engine.choosing.knobs import catalogue
 from jaxllama.engine.probes import finish
@@ -38,7 +38,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command("explain", cls=GenerationCommand, slots=1)
-@click.option("-p", "--prompt", help="Continue this text.")
+@prompt_option("Continue this text, also given without -p.")
 @click.option("--load", "source", type=FILE, help="Explain a saved recording; needs no model.")
 @click.option("--save", "target", type=FILE, help="Save the recording to this file.")
 @click.option(
@@ -66,7 +66,7 @@ def command(  # noqa: PLR0913 - an argument per option
     which --load explains it again without the model. With --json one JSON object is printed.
     """
     if (prompt is None) == (source is None):
-        raise click.UsageError("Give one of -p TEXT and --load FILE.")
+        raise click.UsageError("Give one of TEXT, -p TEXT and --load FILE.")
     if source is not None and (loading.keys() - {"slots"} or knobs):
         raise click.UsageError("A recording has its own model and knobs; use --what-if to change.")
     samplers = load_plugins(SAMPLERS, Sampler).loaded

@@ -10,7 +10,7 @@ import click
 
 from jaxllama.cli.colours import TokenColours, show_probabilities
 from jaxllama.cli.figures import summary
-from jaxllama.cli.options import GenerationCommand, need_slots
+from jaxllama.cli.options import GenerationCommand, need_slots, prompt_option
 from jaxllama.cli.placeholders import fill, read_variables
 from jaxllama.cli.terminal import (
     as_json,
@@ -45,7 +45,7 @@ class GenerateCommand(GenerationCommand):
 
 
 @click.command("generate", cls=GenerateCommand, slots=1)
-@click.option("-p", "--prompt", help="Continue this text; - reads standard input.")
+@prompt_option("Continue this text, also given without -p; - reads standard input.")
 @click.option(
     "--prompt-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -232,7 +232,7 @@ def show_answers(found: list[Hypothesis], *, wants_json: bool) -> None:
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     """Return the prompt from -p, standard input or a file; raise UsageError unless one is given."""
     if (prompt is None) == (prompt_file is None):
-        raise click.UsageError("Give one prompt: -p TEXT, -p - or --prompt-file FILE.")
+        raise click.UsageError("Give one prompt: TEXT, -p TEXT, -p - or --prompt-file FILE.")
     if prompt_file is not None:
         return decode(prompt_file.read_bytes(), str(prompt_file))
     if prompt == "-":

@@ -4,7 +4,8 @@ Used by the commands that load a model. The knobs come from the table of limits 
 installed samplers: this file knows none of them by name.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,26 @@ class GenerationCommand(ModelCommand):
         preset = knobs.get("preset")
         if preset is not None and preset not in self.presets:
             raise unknown_preset(str(preset), self.presets)
+
+
+def prompt_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator for a command that takes its prompt as an argument or with -p.
+
+    The command gets `prompt`, None if it is not given; `text` is the help of -p.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @click.argument("words", metavar="[TEXT]", required=False)
+        @click.option("-p", "--prompt", help=text)
+        @functools.wraps(command)
+        def run(*, words: str | None, prompt: str | None, **given: Any) -> None:
+            if words is not None and prompt is not None:
+                raise click.UsageError("The prompt is given twice: as an argument and with -p.")
+            command(prompt=prompt if words is None else words, **given)
+
+        return run
+
+    return decorate
 
 
 def need_slots(ctx: click.Context, count: int) -> None:

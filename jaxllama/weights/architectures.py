@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from jaxllama.config import Activation, LayerSpec, ModelConfig, Norms, QkNorm
 from jaxllama.errors import UnsupportedModel
+from jaxllama.weights.encoder_config import FAMILIES as ENCODERS
 from jaxllama.weights.fields import shown
 from jaxllama.weights.layout import TRANSPOSED, Shift
 from jaxllama.weights.rules import Rule, Stack, TensorPart, numbered
@@ -369,6 +370,11 @@ def unsupported(name: object, where: str, expected: Iterable[str]) -> Unsupporte
 
     `expected` are the supported names, which the message lists.
     """
+    if name in ENCODERS:
+        return UnsupportedModel(
+            f"{where}: architecture {shown(name)} makes vectors of texts, and no text; give the "
+            f"model to `jaxllama serve --embedding-model`"
+        )
     lacking = LACKING.get(str(name))
     return UnsupportedModel(
         f"{where}: architecture {shown(name)} is not supported"

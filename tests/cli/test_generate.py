@@ -40,13 +40,20 @@ def test_the_prompt_may_come_from_standard_input(run, model):
     assert model.prompts == ["hi\nthere"]
 
 
+def test_the_prompt_may_be_given_without_an_option(run, model):
+    assert run("generate", "hi there").stdout == "HI THERE\n"
+    result = run("generate", "hi", "-p", "there")
+    assert result.exit_code == 2 and "given twice" in result.stderr
+    assert model.prompts == ["hi there"]
+
+
 def test_the_prompt_may_come_from_a_file(run, model, tmp_path):
     (tmp_path / "prompt.txt").write_text("one\n\n")
     run("generate", "--prompt-file", "prompt.txt")
     assert model.prompts == ["one\n"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["-p", "a", "--prompt-file", "prompt.txt"]])
+@pytest.mark.parametrize("arguments", [[], ["a", "--prompt-file", "prompt.txt"]])
 def test_one_prompt_is_needed_and_not_two(run, model, tmp_path, arguments):
     (tmp_path / "prompt.txt").write_text("a")
     result = run("generate", *arguments)

@@ -17,6 +17,7 @@ from jaxllama.errors import (
 )
 from jaxllama.model.bert import encoder_shapes
 from jaxllama.text.sentences import sentence_tokenizer
+from jaxllama.weights import open_checkpoint
 from jaxllama.weights.sentence_transformers import SentenceFolder
 from tests.weights.encoder_writer import (
     KINDS,
@@ -235,3 +236,8 @@ def test_a_vocabulary_that_is_not_bert_s_is_refused(folder, lines, words):
 def test_a_folder_may_ask_for_lower_case(folder):
     plain, lowering = sentence_tokenizer(folder), sentence_tokenizer(folder, lowercases=True)
     assert lowering.encode("CAT") == plain.encode("cat")
+
+
+def test_as_a_model_for_text_it_is_refused_with_the_option_that_takes_it(folder):
+    with pytest.raises(UnsupportedModel, match=r"makes vectors of texts.*--embedding-model"):
+        open_checkpoint(folder)
