@@ -252,7 +252,9 @@ def check_steps(names: list[str], count: int, where: str) -> None:
         return
     other = next((name for name in names if name not in STEPS), None)
     why = f"module {shown(other)} is not supported" if other else "modules in another order"
-    raise UnsupportedModel(f"{where}: {why}; expected {', '.join(STEPS[:2])} and perhaps Normalize")
+    raise UnsupportedModel(
+        f"{where}: {why}; expected {', '.join(STEPS)}, or the first one or two of them"
+    )
 
 
 def inside(folder: Path, name: str) -> Path:
