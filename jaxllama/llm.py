@@ -190,7 +190,7 @@ class LLM:
         """
         if hosts is not None:
             check_host_settings(prompt_cache_mib, prompt_cache_dir, draft_model)
-            prompt_cache_mib, compile_cache = 0, False
+            prompt_cache_mib = 0
         if platform is not None:
             use_platform(platform)
         path = resolve(model, progress=progress)
@@ -236,7 +236,8 @@ class LLM:
             with explained_memory("the weights"):
                 meshes, params = placed_weights(checkpoint, engine, progress, draft)
         key = key_of(config, engine, params, samplers.loaded, chosen_tokenizer.digest)
-        executables = Executables(cache_folder() / PROGRAMS, key) if compile_cache else None
+        own = key if hosts is None else f"{key}-host-{hosts.index}"
+        executables = Executables(cache_folder() / PROGRAMS, own) if compile_cache else None
         blocks = empty_adapters(config, engine, meshes[0]) if engine.adapter_slots else None
         given = (config, engine, bank, params)
         programs = (

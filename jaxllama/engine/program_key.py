@@ -70,7 +70,7 @@ def machine() -> tuple[object, ...]:
         platform.machine(),
         cpu_features(),
         os.environ.get("XLA_FLAGS", ""),
-        [(device.platform, device.device_kind, device.id) for device in devices],
+        [(each.platform, each.device_kind, each.id, each.process_index) for each in devices],
         flags(),
     )
 

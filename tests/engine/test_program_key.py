@@ -111,11 +111,16 @@ def test_another_driver_or_runtime_changes_the_key(monkeypatch, tmp_path):
         assert machine() != before
 
     client = SimpleNamespace(platform_version="cuda 12080")
-    device = SimpleNamespace(platform="cuda", device_kind="H100", id=0, client=client)
+    device = SimpleNamespace(
+        platform="cuda", device_kind="H100", id=0, process_index=0, client=client
+    )
     with monkeypatch.context() as patch:
         patch.setattr(jax, "devices", lambda: [device])
         others = machine()
         client.platform_version = "cuda 12090"
+        assert machine() != others
+        others = machine()
+        device.process_index = 1
         assert machine() != others
 
 

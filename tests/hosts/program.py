@@ -38,7 +38,7 @@ def main(model: str, settings: dict[str, Any]) -> None:
     rounds = settings.pop("ask", 1)
     group = hosts.join() if hosts.number_in(hosts.COUNT) else None
     with only((), kind=QuickPrograms):
-        llm = LLM.load(model, hosts=group, compile_cache=False, slots=4, context=128, **settings)
+        llm = LLM.load(model, hosts=group, slots=4, context=128, **settings)
     if group is not None and not group.leads:
         llm.follow()
         llm.close()

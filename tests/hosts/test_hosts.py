@@ -55,13 +55,17 @@ def started(model: Path, devices: int, settings: dict[str, Any], **more: str) ->
 
 
 @contextmanager
-def group_of(count: int, model: Path, devices: int, **settings: Any) -> Iterator[list[Any]]:
+def group_of(
+    count: int, model: Path, devices: int, folder: Path | None = None, **settings: Any
+) -> Iterator[list[Any]]:
+    """Processes that run the model together; with `folder`, they keep their programs there."""
+    more = {} if folder is None else {"TMPDIR": str(folder)}
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     processes = [
         started(
             model, devices, settings,
-            **{hosts.ADDRESS: address, hosts.COUNT: str(count), hosts.INDEX: str(index)},
+            **{hosts.ADDRESS: address, hosts.COUNT: str(count), hosts.INDEX: str(index)} | more,
         )
         for index in range(count)
     ]  # fmt: skip
@@ -101,6 +105,19 @@ def test_hosts_give_the_bits_of_one_process(model, adapter, kernels, count, devi
         found = ended(processes)
     assert [code for code, *_ in found] == [0] * count, found
     assert answers_in(found[0][1]) == answers_in(expected)
+
+
+def test_a_second_start_of_a_group_compiles_nothing(model, tmp_path):
+    starts, written = [], []
+    for _ in range(2):
+        with group_of(2, model, 1, tmp_path, mesh="model=2", kernels="xla") as processes:
+            starts.append(ended(processes))
+        files = tmp_path.rglob("*-host-*/*.program")
+        written.append({each: each.stat().st_mtime_ns for each in files})
+    assert [code for start in starts for code, *_ in start] == [0] * 4, starts
+    assert answers_in(starts[1][0][1]) == answers_in(starts[0][0][1])
+    assert len({each.parent for each in written[0]}) == 2
+    assert written[1] == written[0]
 
 
 @pytest.mark.parametrize(
