@@ -15,6 +15,7 @@ from jax import lax
 from jaxllama.shapes import Array, Float
 
 Bits = Literal[4, 5, 6, 8]
+FLOAT8_TYPES = tuple(map(jnp.dtype, (jnp.float8_e4m3fn, jnp.float8_e5m2)))  # of codes
 Part = Any  # an Array in programs; NumPy from readers, a shape or sharding while a tree is built
 
 
@@ -26,7 +27,8 @@ class Packed:
     A stack of matrices (experts) has one more axis before these, in every array.
 
     codes    bits 4: UInt8 [out, in/2], low nibble the even input; else Int8 [out, in], of which
-             the kernels keep 5 or 6 bits: from 0 where there are minima, else around 0
+             the kernels keep 5 or 6 bits: from 0 where there are minima, else around 0; bits 8
+             may also be float8 numbers [out, in], of one of FLOAT8_TYPES
     scales   [out, in/group], float16 where that is exact, else float32
     minima   like scales, or None where the format has none; -zero * scale where it has zeros
     order    Int32 [in], or None: the input that the k-th stored one is (act-order GPTQ sorts them)
@@ -46,9 +48,19 @@ class Packed:
         return *outer, (stored * 2 if self.bits == 4 else stored), out  # noqa: PLR2004 - two per byte
 
     @property
+    def is_float8(self) -> bool:
+        """Say whether the codes are float8 numbers."""
+        return holds_float8(self.codes)
+
+    @property
     def nbytes(self) -> int:
         """Return the size of all arrays together, in bytes."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
+
+
+def holds_float8(codes: Any) -> bool:
+    """Say whether an array of codes, or a reference to one in a kernel, holds float8 numbers."""
+    return codes.dtype in FLOAT8_TYPES
 
 
 def in_order(packed: Packed, x: Float[Array, "L I"]) -> Float[Array, "L I"]:
@@ -120,7 +132,9 @@ def dense_of(value: Packed) -> np.ndarray:
     for half in range(halves):
         part = codes if halves == 1 else (codes >> 4 if half else codes & 15)
         view = target[:, :, half, :]
-        np.multiply(part.reshape(groups, -1, out), scales, out=view)
+        # Damaged files may hold infinity and NaN; the engine checks for that.
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(part.reshape(groups, -1, out), scales, out=view)
         if minima is not None:
             view += minima
     if value.order is not None:

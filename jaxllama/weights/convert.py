@@ -135,11 +135,13 @@ def changed(path: str, leaf: Leaf, value: Stored, recipe: Recipe) -> Stored:
     `path` is its parameter path, `leaf` its shape in the model. A matrix whose number of inputs is
     no multiple of the recipe's group (the inputs that share a scale) becomes bfloat16. Vectors and
     the matrices that choose experts become float32: a rounded one would choose other experts.
+    Float8 matrices become float32, as our checkpoints have no form for them.
     """
     if len(leaf.shape) == 1 or path.endswith(ROUTER):
         return canonical(path, value).astype(np.float32)
     if recipe.dtype == STORED:
-        return value
+        is_float8 = isinstance(value, Packed) and value.is_float8
+        return canonical(path, value) if is_float8 else value
     bits = BITS.get(recipe.dtype)
     if bits is None:
         dense = canonical(path, value)

@@ -236,6 +236,8 @@ def blocks_of(packed: Packed, kind: Any) -> np.ndarray | None:
     """
     if PACKED_BITS.get(kind) != packed.bits or packed.order is not None or packed.group % BLOCK:
         return None
+    if packed.is_float8:
+        return None
     repeats = packed.group // BLOCK
     scales = np.repeat(packed.scales, repeats, axis=-1)
     minima = None if packed.minima is None else np.repeat(packed.minima, repeats, axis=-1)

@@ -166,15 +166,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         return from_generation_config(self._folder)
 
     def read_stored(self, name: str) -> Stored:
-        """Read one tensor in the file's own precision; a quantised matrix stays packed.
-
-        Float8 weights are multiplied by their scales and returned in float32.
-        """
+        """Read one tensor in the file's own precision; quantised and float8 matrices are packed."""
         matrix = self._quantized.get(name)
         if matrix is not None:
             return matrix.read(whole(matrix.shape), self._read_array)
         values = self._tensors[name].read(name)
-        return self._scaled(name, values, whole(values.shape))
+        return self._with_scales(name, values, whole(values.shape))
 
     def read_part(self, name: str, index: Index) -> Stored:
         """Read part `index` of tensor `name`; `index` has one slice per axis.
@@ -184,7 +181,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         matrix = self._quantized.get(name)
         if matrix is not None:
             return matrix.read(index, self._read_array)
-        return self._scaled(name, self._tensors[name].read_part(name, index), index)
+        return self._with_scales(name, self._tensors[name].read_part(name, index), index)
 
     def tokenizer(self) -> "Tokenizer":
         """Build the tokenizer from tokenizer.json, or else from tokenizer.model."""
@@ -217,19 +214,21 @@ class HuggingFaceCheckpoint(Checkpoint):
         is_vector = len(entry.shape) == 1 and 0 < entry.nbytes <= MAX_BIAS
         return is_vector and entry.dtype in DTYPES and not self._tensors[name].read(name).any()
 
-    def _scaled(self, name: str, values: Any, index: Index) -> Stored:
-        """Return `values`, the stored part `index` of tensor `name`, with float8 scales applied.
+    def _with_scales(self, name: str, values: Any, index: Index) -> Stored:
+        """Return `values`, the stored part `index` of tensor `name`, packed if they are float8.
 
-        Values of other types than float8 are returned unchanged.
+        Float8 vectors become float32; values of other types are returned unchanged.
         """
         entry = self._entries[name]
         if entry.dtype not in float8.FLOAT8:
             return values
-        scale = float8.scale_of(name, self._entries)
-        if scale is None:
+        if len(entry.shape) != 2:  # noqa: PLR2004 - no matrix
             return values.astype(np.float32)
-        factors = self._tensors[scale].read(scale)
-        return float8.scaled(values, factors, index, entry.shape, self._block)
+        name_of_scale = float8.scale_of(name, self._entries)
+        scale = np.ones((), np.float32)
+        if name_of_scale is not None:
+            scale = unpacked(self._tensors[name_of_scale].read(name_of_scale))
+        return float8.packed(values, scale, index, entry.shape, self._block)
 
     def _check_dtypes(self) -> None:
         """Raise UnsupportedModel unless every tensor of the model has a supported float type."""

@@ -142,12 +142,13 @@ def unstack(stored: Stored) -> list[Stored]:
 def alike(parts: Sequence[Stored]) -> list[Packed]:
     """Return `parts` if all are matrices that are quantized in the same way, else [].
 
-    The same are bits, group size, order of inputs, and whether there are minima.
+    The same are bits, type of codes, group size, order of inputs, and whether there are minima.
     """
     packed = [each for each in parts if isinstance(each, Packed)]
     kinds = {
         (
             each.bits,
+            each.codes.dtype,
             each.group,
             each.minima is None,
             None if each.order is None else np.asarray(each.order).tobytes(),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -46,7 +47,7 @@ RUNNABLE = [
 MIXTURE = dataclasses.replace(MODEL, head_dim=64, experts=Experts(3, 2, 32))
 WITH_EXPERTS = [each for each in RUNNABLE if not each.values[0].refuses(MIXTURE, 1)]
 # Inputs of packed matrices are rounded to 8 bits by the C++ body; float32 weights are exact.
-TOLERANCE = {"dense": 1e-5, "packed": 0.03}
+TOLERANCE = {"dense": 1e-5, "packed": 0.03, "float8": 0.01}
 
 rng = np.random.default_rng(0)
 x = rng.standard_normal((ROWS, WIDTH), np.float32)
@@ -63,6 +64,10 @@ def matrix(form, outward):
     if form == "dense":
         dense = rng.standard_normal((WIDTH, outward), np.float32)
         return dense, dense
+    if form == "float8":
+        codes = rng.standard_normal((outward, WIDTH)).astype(ml_dtypes.float8_e4m3fn)
+        packed = Packed(codes, rng.random((outward, 1), np.float32), None, 8, WIDTH)
+        return packed, dense_of(packed)
     codes = rng.integers(0, 256, (outward, WIDTH // 2), np.uint8)
     scales = rng.random((outward, WIDTH // 32)).astype(np.float16)
     packed = Packed(codes, scales, None, 4, 32)

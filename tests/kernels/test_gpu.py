@@ -9,8 +9,9 @@ import pytest
 
 from jaxllama.kernels.body import PromptSpan
 from jaxllama.kernels.gpu import GPU
+from jaxllama.kernels.gpu.layout import converts_float8, lacks_float8
 from jaxllama.kernels.gpu.matmul import multiply_packed, tiling_of
-from jaxllama.kernels.packed import Packed, dense_of
+from jaxllama.kernels.packed import FLOAT8_TYPES, Packed, dense_of
 from jaxllama.kernels.plain import PLAIN
 from jaxllama.kernels.storage import CacheSize, layer_arrays
 from tests.support import MODEL
@@ -92,6 +93,13 @@ def random_packed(random, bits, group, inward, outward, *, minima, order):
     return Packed(codes, scales, low, bits, group, places)
 
 
+def random_float8(random, kind, group, inward, outward):
+    codes = random.standard_normal((outward, inward)).astype(kind)
+    codes[:, :3] = np.array([0, 2.0**-9, -(2.0**-8)]).astype(kind)  # two are below the exponents
+    scales = random.random((outward, inward // group), np.float32)
+    return Packed(codes, scales, None, 8, group)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_packed_matrix_means_what_its_numbers_do(seed):
     random = np.random.default_rng(seed)
@@ -110,6 +118,28 @@ def test_a_packed_matrix_means_what_its_numbers_do(seed):
         found = multiply_packed(jnp.asarray(x), jax.tree.map(jnp.asarray, packed), dtype)
         expected = x @ dense_of(packed)
         assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kind", FLOAT8_TYPES)
+@pytest.mark.parametrize("group", [32, 128])
+@pytest.mark.parametrize("rows", [3, 200])
+def test_float8_numbers_are_multiplied_by_their_scales(kind, group, rows):
+    """Few rows by the kernel, many by XLA; both round a weight as one that was expanded at load."""
+    random = np.random.default_rng(group)
+    packed = random_float8(random, kind, group, 384, 48)
+    assert (tiling_of(rows, 384, packed) is None) == (rows == 200)
+    x, held = random.standard_normal((rows, 384), np.float32), jax.tree.map(jnp.asarray, packed)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        found = multiply_packed(jnp.asarray(x), held, dtype)
+        left, right = (each.astype(dtype).astype(np.float32) for each in (x, dense_of(packed)))
+        expected = left @ right
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_float8_is_expanded_for_gpus_that_cannot_convert_it():
+    converting = [each for each in ("8.0", "8.9", "9.0", "12.0", "gfx942") if converts_float8(each)]
+    assert converting == ["8.9", "9.0", "12.0"]
+    assert not lacks_float8(jax.make_mesh((1, 1), ("data", "model")))  # the interpreter
 
 
 def test_a_prompt_and_an_odd_matrix_are_unpacked_whole():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
@@ -160,6 +161,7 @@ class PackedForm(NamedTuple):
     minima: str
     scales: type = np.float16
     sizes: tuple[int, int] = (512, 200)
+    float8: type | None = None  # of codes
 
 
 FORMS = [
@@ -168,6 +170,8 @@ FORMS = [
     PackedForm(4, 128, "middle", sizes=(1024, 128)),
     PackedForm(4, 512, "any", sizes=(1024, 128)),
     PackedForm(8, 16, "none"),
+    PackedForm(8, 128, "none", np.float32, (512, 200), ml_dtypes.float8_e4m3fn),
+    PackedForm(8, 64, "none", np.float32, (576, 128), ml_dtypes.float8_e5m2),
 ]
 
 
@@ -175,6 +179,9 @@ def packed(form, rng):
     inward, outward = form.sizes
     if form.bits == 4:
         codes = rng.integers(0, 256, (outward, inward // 2), np.uint8)
+    elif form.float8 is not None:
+        codes = rng.standard_normal((outward, inward)).astype(form.float8)
+        codes[:, :3] = np.array([0, 2.0**-9, -(2.0**-8)]).astype(form.float8)  # two are subnormal
     else:
         codes = rng.integers(-127, 128, (outward, inward)).astype(np.int8)
     scales = (rng.random((outward, inward // form.group)) / 100).astype(form.scales)

@@ -136,8 +136,13 @@ FORMATS: dict[str, Format] = {
     "Hugging Face in shards": Format(hugging_face("float16", shards=3), 3e-4),
     "Hugging Face torch": Format(hugging_face_torch("float32")),
     "Hugging Face torch in shards": Format(hugging_face_torch("bfloat16", shards=2), 3e-3),
-    "Hugging Face float8 in blocks": Format(hugging_face_float8("F8_E4M3", "block"), 0.04),
-    "Hugging Face float8 by rows": Format(hugging_face_float8("F8_E5M2", "row"), 0.08),
+    "Hugging Face float8 in blocks": Format(
+        hugging_face_float8("F8_E4M3", "block"), 0.04, True, DENSE
+    ),
+    "Hugging Face float8 by rows": Format(hugging_face_float8("F8_E5M2", "row"), 0.08, True, DENSE),
+    "Hugging Face float8 by matrices": Format(
+        hugging_face_float8("F8_E4M3", "tensor"), 0.04, True, DENSE
+    ),
     "Meta": Format(meta("bfloat16"), 3e-3),
     "Meta in shards": Format(meta("float16", shards=2), 3e-4),
     "Meta in shards, embedding by rows": Format(meta("float32", shards=4, embedding_axis=0)),

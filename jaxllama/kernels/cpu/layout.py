@@ -105,13 +105,16 @@ def kept(value: HostMatrix, dtype: str, *, by_output: bool) -> HostMatrix:
     """Return the matrix `value` in a form that the kernels take.
 
     A packed (quantized) matrix stays as it is if the kernels take it. Otherwise it becomes dense:
-    [in, out], or [out, in] with `by_output`. A dense matrix is converted to `dtype`; STORED: its
-    dtype is kept.
+    [in, out], or [out, in] with `by_output`. A dense matrix, and a float8 one, for which there are
+    no tiles, is converted to `dtype`; STORED: dense ones keep theirs, and float8 becomes float32.
     """
     if isinstance(value, Packed):
-        if can_tile(value):
+        if not value.is_float8 and can_tile(value):
             return value
-        return dense_of(value).T if by_output else dense_of(value)
+        dense = dense_of(value).T if by_output else dense_of(value)
+        if not value.is_float8:
+            return dense
+        value = dense
     return value if dtype == STORED else value.astype(jnp.dtype(dtype))
 
 

@@ -25,6 +25,7 @@ from jaxllama.kernels.packed import Packed, dense_of, own_outputs
 from jaxllama.shapes import Array
 from jaxllama.sharding import RULES
 
+FLOAT8_FROM = (8, 9)  # compute capability of Ada
 APART = (GroupKind.QKV, GroupKind.GATE_UP, GroupKind.GATE_UP_APART)
 
 
@@ -36,7 +37,10 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     """
     parts = to.mesh.shape["model"]
     embedding = group.kind is GroupKind.EMBEDDING
-    matrices = [kept(in_memory(each), to, by_output=embedding) for each in group.matrices]
+    # An embedding is stored [vocab, width]; its axes are (vocab, width).
+    inward, outward = group.axes[::-1] if embedding else group.axes
+    split_in = RULES[inward]
+    matrices = [kept(in_memory(each), to, split_in, by_output=embedding) for each in group.matrices]
     biases: list[Any] = group.biases
     if group.kind in APART and parts > 1:
         matrices = [own_outputs(each, i, parts) for i in range(parts) for each in matrices]
@@ -44,10 +48,7 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     runs = [list(run) for _, run in groupby(matrices, form_of)]
     if len(runs) > 1 and parts > 1:
         runs = [[dense(each, to) for each in matrices]]
-    # An embedding is stored [vocab, width]; its axes are (vocab, width).
-    inward, outward = group.axes[::-1] if embedding else group.axes
     split_out = divided(RULES[outward], sum(outputs_of(m, embedding) for m in matrices), to.mesh)
-    split_in = RULES[inward]
     placed = tuple(
         place(side_by_side(run, embedding), (split_in, split_out), embedding, to.mesh)
         for run in runs
@@ -62,16 +63,39 @@ def lay_out(group: MatrixGroup, to: Placement) -> list[Placed]:
     return placed_together(weight, group.biases)
 
 
-def kept(value: HostMatrix, to: Placement, *, by_output: bool) -> HostMatrix:
+def kept(value: HostMatrix, to: Placement, split_in: str | None, *, by_output: bool) -> HostMatrix:
     """Convert a dense matrix to `to.dtype`; leave a packed one packed if the kernels can read it.
 
-    `by_output`: the matrix is an embedding, [vocab, width] if dense.
+    `split_in` names the mesh axis over which its inputs are split, None: they are not. `by_output`:
+    it is an embedding, [vocab, width] if dense. A float8 matrix becomes dense where the GPU cannot
+    convert float8 numbers, and where devices would share a group of inputs, which has one scale.
     """
     if isinstance(value, Packed):
-        if not (by_output and value.order is not None):
+        parts = to.mesh.shape[split_in] if split_in else 1
+        is_whole = value.shape[0] % (parts * value.group) == 0
+        is_readable = not value.is_float8 or (is_whole and not lacks_float8(to.mesh))
+        if is_readable and not (by_output and value.order is not None):
             return value
-        value = dense_of(value).T
+        value = dense_of(value).T if by_output else dense_of(value)
     return value.astype(jnp.dtype(to.dtype), copy=False)
+
+
+def lacks_float8(mesh: Mesh) -> bool:
+    """Say whether a mesh has GPUs that cannot convert float8 numbers, or whether that is unknown.
+
+    On other devices the kernels are interpreted.
+    """
+    device = mesh.devices.flat[0]
+    return device.platform == "gpu" and not converts_float8(str(device.compute_capability))
+
+
+def converts_float8(capability: str) -> bool:
+    """Say whether Triton converts float8 numbers on GPUs of a compute capability such as "8.9".
+
+    Other GPUs than NVIDIA's have names such as "gfx942" there; they were not tried.
+    """
+    major, _, minor = capability.partition(".")
+    return major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= FLOAT8_FROM
 
 
 def dense(value: HostMatrix, to: Placement) -> np.ndarray:
@@ -84,7 +108,8 @@ def form_of(matrix: HostMatrix) -> object:
     if not isinstance(matrix, Packed):
         return matrix.dtype
     order = None if matrix.order is None else np.asarray(matrix.order).tobytes()
-    kinds = matrix.scales.dtype, None if matrix.minima is None else matrix.minima.dtype
+    minima = None if matrix.minima is None else matrix.minima.dtype
+    kinds = matrix.codes.dtype, matrix.scales.dtype, minima
     return matrix.bits, matrix.group, kinds, order
 
 

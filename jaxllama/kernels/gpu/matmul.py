@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from jaxllama.kernels.gpu.tiles import multiply
-from jaxllama.kernels.packed import Packed, in_order, unpack_after
+from jaxllama.kernels.packed import Packed, holds_float8, in_order, unpack_after
 from jaxllama.kernels.platform import interpreted
 from jaxllama.shapes import Array, Float
 
@@ -124,7 +124,8 @@ def packed_kernel(x: Any, codes: Any, *refs: Any, tiling: Tiling, group: int) ->
     def block(step: Array, total: Array) -> Array:
         index = part * blocks + step
         at = index * width
-        read = codes[rows, pl.ds(at, width)].astype(jnp.int32)
+        read = codes[rows, pl.ds(at, width)]
+        read = read if holds_float8(codes) else read.astype(jnp.int32)
         factors = [spread(each, index) for each in sides]
         for half in range(tiling.halves):
             nibbles = (read >> 4 if half else read & 15) if tiling.halves > 1 else read

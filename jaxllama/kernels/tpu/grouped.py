@@ -29,7 +29,7 @@ OUTPUTS = 4096  # outputs packed at a time
 class GroupedMatrix:
     """A matrix [in, out]: weight = scale * (code - zero) + minimum, padded to whole tiles.
 
-    codes    Int32 [I/8, O] for four bits, else Int8 [I, O]
+    codes    Int32 [I/8, O] for four bits, else Int8 or float8 [I, O]
     scales   [I/group, O], the bits of float16 as UInt16, or float32
     minima   like scales, or None
     order    Int32 [in], or None: the input that the k-th stored one is
@@ -95,8 +95,9 @@ def grouped(matrix: Packed, zero: int | None) -> GroupedMatrix:
     shape = (math.ceil(inputs / matrix.group), outputs)
     codes = words(matrix.codes, inputs, outputs) if matrix.bits == FOUR_BITS else None
     if codes is None:
-        codes = np.zeros((inputs, outputs), np.int8)
-        codes[:inward, :outward] = np.asarray(matrix.codes).T.view(np.int8)
+        kind = matrix.codes.dtype if matrix.is_float8 else np.dtype(np.int8)
+        codes = np.zeros((inputs, outputs), kind)
+        codes[:inward, :outward] = np.asarray(matrix.codes).T.view(kind)
     minima = None if zero is not None else matrix.minima
     return GroupedMatrix(
         codes=codes,

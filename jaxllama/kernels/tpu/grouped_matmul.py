@@ -13,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxllama.kernels.packed import holds_float8
 from jaxllama.kernels.platform import interpreted
 from jaxllama.kernels.tpu.grouped import FOUR_BITS, LANES, PER_WORD, WORDS, GroupedMatrix, unit_of
 from jaxllama.shapes import Array, Float, Int32
@@ -130,6 +131,8 @@ def unpacked(codes: Any, index: Any, unit: int, bits: int, zero: int) -> Array:
     """
     if bits != FOUR_BITS:
         at = pl.multiple_of(index * unit, unit)
+        if holds_float8(codes):
+            return codes[pl.ds(at, unit), :].astype(jnp.float32)
         return (codes[pl.ds(at, unit), :].astype(jnp.int32) - zero).astype(jnp.float32)
     rows = unit // PER_WORD
     words = codes[pl.ds(pl.multiple_of(index * rows, rows), rows), :]

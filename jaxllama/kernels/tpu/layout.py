@@ -133,7 +133,8 @@ def form_of(matrix: HostMatrix) -> object:
     if not isinstance(matrix, Packed):
         return None
     is_half = matrix.scales.dtype == np.float16
-    return matrix.bits == 4, matrix.group, zero_of(matrix), is_half  # noqa: PLR2004
+    float8 = matrix.codes.dtype if matrix.is_float8 else None
+    return matrix.bits == 4, float8, matrix.group, zero_of(matrix), is_half  # noqa: PLR2004
 
 
 def has_order(matrix: HostMatrix) -> bool:
