@@ -27,8 +27,8 @@ from jaxllama.sharding import make_mesh
 from jaxllama.weights.base import Checkpoint, check_tensors
 
 FLOAT32_BYTES = 4
-TILE = 32  # outputs: samples are whole multiples of it, because bodies may pad to it
-MANY = 4096  # outputs, of which the padding of the last tile is less than a hundredth
+TILE = 128  # outputs: whole tiles of the C++ kernels (32) and of TPUs, which pad to 128
+MANY = 12_800  # outputs, of which the padding of the last tile is less than a hundredth
 EMBEDDING = "embed.weight"
 ROPE = ("rope_scale", "rope_alpha", "rope_theta")
 SIZES = (
@@ -169,7 +169,7 @@ def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping
 def share_of(members: Mapping[str, Leaf]) -> int:
     """Return the number of equal shares into which the outputs of every weight can be cut.
 
-    A share consists of whole blocks of 32 outputs. The result is 1 if the weights cannot be cut.
+    A share consists of whole tiles of outputs. The result is 1 if the weights cannot be cut.
     `members` are the weights by path.
     """
     outputs = [outputs_of(path, leaf) for path, leaf in members.items()]

@@ -120,7 +120,13 @@ def test_models_without_a_folder_of_hugging_face_are_exported(tmp_path: Path, na
     assert (first.begin_id, set(first.end_ids)) == (second.begin_id, set(second.end_ids))
 
 
-@pytest.mark.parametrize("name", ["Hugging Face in shards", "GGUF F16", "GGUF Q4_0", "AWQ"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Hugging Face in shards", "Hugging Face float8 in blocks"),
+        *("GGUF F16", "GGUF Q4_0", "AWQ"),
+    ],
+)
 def test_safetensors_hold_exactly_the_weights_of_any_source(tmp_path: Path, name: str):
     path, _ = FORMATS[name].write(tmp_path, CONFIG, WEIGHTS)
     folder = made(path, tmp_path / "made", "safetensors")

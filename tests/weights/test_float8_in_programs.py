@@ -14,6 +14,7 @@ from hf_writer import write_float8
 from jax.sharding import PartitionSpec
 from trees import random_weights
 
+from jaxllama.cli.memory import weight_bytes
 from jaxllama.config import EngineConfig
 from jaxllama.engine.adapters import LoadedAdapters
 from jaxllama.engine.choosing.bank import SamplerBank
@@ -104,3 +105,17 @@ def test_float8_inputs_that_gpus_cannot_share_are_expanded():
         group = MatrixGroup(GroupKind.SINGLE, [matrix], [None], axes)
         (placed,) = BODIES["gpu"].lay_out(group, Placement(mesh, "float32", True))
         assert jax.tree.leaves(placed.weight)[0].dtype.name == dtype
+
+
+@pytest.mark.parametrize("body", ["gpu", "tpu"])
+def test_inspect_states_the_bytes_of_float8_weights(tmp_path: Path, body: str):
+    model = tiny(name="wide", width=256, heads=4, kv_heads=2, head_dim=64, ffn_width=512, layers=2)
+    folder, _ = write_float8(tmp_path, model, random_weights(model), block=(128, 128))
+    engine = dataclasses.replace(DENSE, kernels=body, dtype="bfloat16")
+    with open_checkpoint(folder) as checkpoint:
+        stated = weight_bytes(checkpoint, engine)
+        params = read_weights(checkpoint, engine, make_mesh(engine, model), None)
+    leaves = jax.tree.leaves(params)
+    assert stated == sum(leaf.nbytes for leaf in leaves)
+    codes = [leaf for leaf in leaves if leaf.dtype == jnp.float8_e4m3fn]
+    assert len(codes) == 4 * model.layers  # queries, keys and values are one, gate and up are one
