@@ -44,7 +44,7 @@ def main() -> None:
     )
     parser.add_argument("--kernels", help="a body [default: the fastest here]")
     parser.add_argument("--models", default="1B,8B,135M")
-    parser.add_argument("--forms", default="bf16,int4,int8")
+    parser.add_argument("--forms", default="bf16,int4,int8,fp8")
     parser.add_argument("--rows", default="1,8,32,128")
     parser.add_argument(
         "--sampling", action="store_true", help="with the common samplers compiled in"

@@ -26,13 +26,13 @@ from jaxllama.engine.programs import Programs
 from jaxllama.engine.state import row_start
 from jaxllama.kernels import body_named, fastest_body
 from jaxllama.kernels.body import GroupKind, MatrixGroup, Placement, PromptSpan
-from jaxllama.kernels.packed import Packed, dense_of
+from jaxllama.kernels.packed import FLOAT8_TYPES, Packed, dense_of
 from jaxllama.kernels.plain import PLAIN
 from jaxllama.kernels.storage import CacheSize
 from jaxllama.model.params import abstract_params
 from jaxllama.model.prepare import Preparation
 from jaxllama.request import GenerationRequest, Token
-from tests.accelerators.subjects import BITS, MODELS, laid_out, least_step_bytes
+from tests.accelerators.subjects import MODELS, laid_out, least_step_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, CALLS, RUNS, DEPTH = 8, 6, 3, 512
@@ -152,10 +152,7 @@ def right_kernels(lab: Lab) -> None:
             f"attention, head size {head_dim}, float32", **errors, right=max(errors.values()) < 1e-3
         )
     mesh = jax.make_mesh((1, 1), ("data", "model"), (AxisType.Auto,) * 2)
-    for bits in (4, 8):
-        shape = (512, 256 if bits == 8 else 128)
-        codes = random.integers(0, 127, shape).astype(np.int8 if bits == 8 else np.uint8)
-        packed = Packed(codes, random.random((512, 8)).astype(np.float16), None, bits, 32)
+    for name, packed in packed_matrices(random).items():
         x = random.standard_normal((8, 256), np.float32)
         to = Placement(mesh, body.dtypes[0] if lab.asked.tiny else "bfloat16", packed=True)
         (placed,) = body.lay_out(
@@ -164,7 +161,19 @@ def right_kernels(lab: Lab) -> None:
         expected = x @ dense_of(packed)
         found_y = jax.jit(placed.weight.matmul)(jnp.asarray(x))
         error = float(np.abs(np.asarray(found_y) - expected).max() / np.abs(expected).max())
-        lab.say(f"matmul, {bits} bits", relative_error=error, right=error < 0.03)
+        lab.say(f"matmul, {name}", relative_error=error, right=error < 0.03)
+
+
+def packed_matrices(random: np.random.Generator) -> dict[str, Packed]:
+    """Return a random matrix of 256 inputs and 512 outputs in each kind of packing, by its name."""
+    scales = random.random((512, 8), np.float32)
+    half = scales.astype(np.float16)
+    numbers = random.standard_normal((512, 256))
+    return {
+        "4 bits": Packed(random.integers(0, 256, (512, 128), np.uint8), half, None, 4, 32),
+        "8 bits": Packed(random.integers(-127, 128, (512, 256), np.int8), half, None, 8, 32),
+        **{kind.name: Packed(numbers.astype(kind), scales, None, 8, 32) for kind in FLOAT8_TYPES},
+    }
 
 
 def small_engine(device: Any, kernels: str, dtype: str) -> Any:
@@ -290,7 +299,7 @@ def fast(lab: Lab, name: str, form: str, rows: int) -> None:
     if lab.asked.tiny:
         model = ModelConfig(512, 128, 1, 2, 1, 64, 256, 8192, tied=model.tied, name="tiny")
     engine = engine_of(model, lab, rows, packed=form != "bf16")
-    one = laid_out(dataclasses.replace(model, layers=1), engine, BITS[form])
+    one = laid_out(dataclasses.replace(model, layers=1), engine, form)
     mesh = jax.make_mesh((1, 1), ("data", "model"), (AxisType.Auto,) * 2, devices=[lab.device])
     blocks = dict.fromkeys(range(model.layers), one["blocks"][0])
     params = random_weights({**one, "blocks": blocks})

@@ -24,7 +24,7 @@ FORMATS = ("float-quantized", "naive-quantized")  # of compressed-tensors that m
 USUAL_BLOCK = (128, 128)
 EIGHT: Bits = 8
 MOST_GROUP = 128  # inputs with a scale of their own; 4 bytes for 128 are 3 % more
-LEAST_GROUP = 8  # fewer would take half as many bytes for scales as for weights
+LEAST_GROUP = 8  # of 4, the scales would be as large as the weights
 ONE: tuple[Shape, ...] = ((), (1,), (1, 1))  # shapes of a single scale
 
 

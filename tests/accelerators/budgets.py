@@ -19,7 +19,7 @@ class Budget(NamedTuple):
     temporaries: float = 0.05  # bytes beside arguments and results, over the weights
 
 
-FORMS, PACKED_FORMS = ("bf16", "int8", "int4"), ("int8", "int4")
+FORMS, PACKED_FORMS = ("bf16", "fp8", "int8", "int4"), ("fp8", "int8", "int4")
 UNPACKING = Budget(20, inf, large_writes=1, temporaries=0.2)
 
 # By chip, form of weights and program. The least bytes are all weights and the live cache. XLA
@@ -28,7 +28,10 @@ BUDGETS: dict[tuple[str, str, str], Budget] = {
     ("h100", "bf16", "decode_lean"): Budget(14, 1.06),
     # Not met: 14 launches, no large buffer and 5 % of temporaries. Packed matmuls have kernels and
     # partial sums of their own; lists of candidates weigh more beside smaller weights.
-    ("h100", "int8", "decode_lean"): Budget(18, 1.10, large_writes=4, temporaries=0.08),
+    **{
+        ("h100", form, "decode_lean"): Budget(18, 1.10, large_writes=4, temporaries=0.08)
+        for form in ("fp8", "int8")
+    },
     ("h100", "int4", "decode_lean"): Budget(15, 1.10, large_writes=3, temporaries=0.14),
     ("h100", "bf16", "prefill"): Budget(14, inf),
     ("h100", "bf16", "prefill_packed"): Budget(44, inf),

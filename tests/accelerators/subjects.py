@@ -24,6 +24,7 @@ from jaxllama.model.prepare import Preparation
 from jaxllama.registry import SAMPLERS, load_plugins
 from jaxllama.sampling import Sampler
 from jaxllama.sharding import make_mesh
+from jaxllama.weights.float8 import USUAL_BLOCK, group_of
 from tests.accelerators.targets import Target
 
 SMOLLM2 = ModelConfig(49152, 576, 30, 9, 3, 64, 1536, 8192, rope=Rope(1e5), tied=True, name="135M")
@@ -33,7 +34,7 @@ LLAMA_1B = ModelConfig(
 LLAMA_8B = ModelConfig(128256, 4096, 32, 32, 8, 128, 14336, 131072, rope=Rope(5e5), name="8B")
 MODELS = {each.name: each for each in (SMOLLM2, LLAMA_1B, LLAMA_8B)}
 GROUP = 32  # weights that share a scale
-BITS = {"bf16": 16, "int8": 8, "int4": 4}  # of the weights in matrices
+BITS = {"bf16": 16, "fp8": 8, "int8": 8, "int4": 4}  # of the weights in matrices
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Subject:
 
     def weights(self, mesh: Mesh) -> Tree:
         """Return the abstract weights of all layers, on a mesh."""
-        one = laid_out(dataclasses.replace(self.model, layers=1), self.engine, BITS[self.form])
+        one = laid_out(dataclasses.replace(self.model, layers=1), self.engine, self.form)
 
         def moved(leaf: Any) -> jax.ShapeDtypeStruct:
             where = NamedSharding(mesh, leaf.sharding.spec)
@@ -101,12 +102,16 @@ class Subject:
 
 
 @cache
-def laid_out(model: ModelConfig, engine: EngineConfig, bits: int) -> Tree:
-    """Lay out zeros as the weights of a small model, on this machine; return their shapes."""
+def laid_out(model: ModelConfig, engine: EngineConfig, form: str) -> Tree:
+    """Lay out zeros as the weights of a small model, on this machine; return their shapes.
+
+    Embedding and head of a float8 model are bfloat16, as in the files that makers publish.
+    """
     mesh, leaves = make_mesh(engine, model), abstract_params(model)
     preparation = Preparation(model, engine, mesh)
     for path, leaf in leaves.items():
-        preparation.add(path, leaf, zeros(leaf.shape, bits, vocab_first=path.startswith("embed.")))
+        own = "bf16" if form == "fp8" and "vocab" in leaf.axes else form
+        preparation.add(path, leaf, zeros(leaf.shape, own, vocab_first=path.startswith("embed.")))
     return jax.tree.map(shape_of, preparation.tree())
 
 
@@ -115,13 +120,18 @@ def shape_of(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def zeros(shape: tuple[int, ...], bits: int, *, vocab_first: bool) -> np.ndarray | Packed:
+def zeros(shape: tuple[int, ...], form: str, *, vocab_first: bool) -> np.ndarray | Packed:
     """Return a weight of zeros as a reader returns it; matrices of up to 8 bits are packed."""
+    bits = BITS[form]
     if len(shape) != 2:
         return np.zeros(shape, np.float32)
     if bits == 16:
         return np.zeros(shape, ml_dtypes.bfloat16)
     inward, out = shape[::-1] if vocab_first else shape
+    if form == "fp8":
+        group = group_of((), (out, inward), USUAL_BLOCK)
+        float8 = np.zeros((out, inward), ml_dtypes.float8_e4m3fn)
+        return Packed(float8, np.zeros((out, inward // group), np.float32), None, 8, group)
     codes = np.zeros((out, inward * bits // 8), np.uint8 if bits == 4 else np.int8)
     scales = np.zeros((out, inward // GROUP), np.float16)
     return Packed(codes, scales, None, bits, GROUP)  # type: ignore[arg-type]
