@@ -60,19 +60,20 @@ def attend_rows(  # noqa: PLR0913, PLR0917 - the operation's arguments
         pltpu.VMEM((COPIES, part.shape[1], block, *part.shape[3:]), part.dtype) for part in layer
     ]
     semaphores = [pltpu.SemaphoreType.DMA((COPIES, len(layer))), pltpu.SemaphoreType.DMA((2,))]
-    anywhere = [pl.BlockSpec(memory_space=pl.ANY)] * len(layer)
+    # HBM, also of the results: XLA would else bring all columns of a small layer to VMEM and back.
+    layer_specs = [pl.BlockSpec(memory_space=pltpu.HBM)] * len(layer)
     out, *updated = pl.pallas_call(
         partial(attend_kernel, rows, len(layer), window, cap),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(slots // rows,),
-            in_specs=[*(by_rows(rows, each) for each in given), *anywhere],
-            out_specs=[by_rows(rows, queries), *anywhere],
+            in_specs=[*(by_rows(rows, each) for each in given), *layer_specs],
+            out_specs=[by_rows(rows, queries), *layer_specs],
             scratch_shapes=[*softmax, *blocks, *semaphores],
         ),
         out_shape=[
             jax.ShapeDtypeStruct(queries.shape, jnp.float32),
-            *(jax.ShapeDtypeStruct(part.shape, part.dtype) for part in layer),
+            *(pltpu.HBM(part.shape, part.dtype) for part in layer),
         ],
         input_output_aliases={2 + len(given) + i: 1 + i for i in range(len(layer))},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
