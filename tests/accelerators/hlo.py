@@ -3,6 +3,7 @@
 Reads the text of an executable (`Compiled.as_text()`), for GPU or TPU. What the figures mean:
 
 kernels   launches: loops as often as they run, of a conditional one branch
+exchanges launches among them in which devices of a mesh exchange bytes: collectives
 host      predicates that the host reads: of loops and conditionals outside a GPU's command buffers
 writes    new buffers by operation and shape: copies, transposes, unpacked weights
 moved     bytes read and written in main memory: slices and in-place updates at their true size, a
@@ -25,6 +26,9 @@ SLICES = ("dynamic-slice", "slice", "gather")
 UPDATES = {"dynamic-update-slice": 1, "scatter": -1}  # the operand that is written
 FREE = frozenset(
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier")
+)
+COLLECTIVES = frozenset(
+    ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 )
 ON_TPU = "T(8,128)"  # tiles of a TPU's main memory
 
@@ -53,6 +57,7 @@ class Counts:
     loops: int = 0
     conditionals: int = 0
     sorts: int = 0
+    exchanges: int = 0
     host: int = 0
     moved: int = 0
     writes: Counter[tuple[str, str]] = field(default_factory=Counter)  # bytes by code and shape
@@ -60,7 +65,7 @@ class Counts:
 
     def add(self, other: "Counts", times: int = 1) -> None:
         """Add another part that runs so many times."""
-        for name in ("kernels", "loops", "conditionals", "sorts", "host", "moved"):
+        for name in ("kernels", "loops", "conditionals", "sorts", "exchanges", "host", "moved"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for key, amount in other.writes.items():
             self.writes[key] += times * amount
@@ -147,6 +152,7 @@ class Reading:
         if each.code == "fusion":
             what += f" of {root_of(self._called(each, 'calls')[0]).code}"
         counts = Counts(kernels=1, moved=moved, sorts=int("sort" in what))
+        counts.exchanges = int(each.code.removesuffix("-start") in COLLECTIVES)
         counts.writes[what, each.shape] = counts.largest[what, each.shape] = new
         return counts
 
@@ -162,6 +168,7 @@ class Reading:
         if self._reads_predicates and not known and each.name not in self._in_graphs:
             total.host = times + 1
         total.add(self._total(self._called(each, "body")[0], depth + (not known)), times)
+        total.exchanges += times * self._total(test, depth).exchanges
         return total
 
     def _branches(self, each: Instruction, depth: int) -> Counts:
@@ -182,10 +189,14 @@ class Reading:
 
     def _traffic(self, each: Instruction, part: Computation) -> tuple[int, int]:
         """Return the bytes that a kernel moves, and those that it writes to a new buffer."""
-        if each.code.endswith("-start"):  # between a TPU's memories: source, target, ...
-            return self._transfer(each)
         shapes = [part[name].shape for name in each.operands]
         sizes, new = [size_of(shape) for shape in shapes], size_of(each.shape)
+        if each.code.removesuffix("-start") in COLLECTIVES:
+            if each.code.endswith("-start") and each.code != "all-reduce-start":
+                new = max(new - sum(sizes), 0)  # the shape names the operands, too
+            return new + sum(sizes), new
+        if each.code.endswith("-start"):  # between a TPU's memories: source, target, ...
+            return self._transfer(each)
         if each.code == "custom-call":
             sizes = [
                 int(size * self._live.get(without_layout(shape), 1.0))

@@ -60,6 +60,17 @@ ENTRY %main (a.0: (f32[512,512], f32[1,512], s32[], pred[])) -> (f32[512,512], f
 }
 """  # noqa: E501
 
+EXCHANGES = """HloModule spread
+
+ENTRY %main (a.0: f32[512,512]) -> f32[1024,512] {
+  %a.0 = f32[512,512]{1,0} parameter(0)
+  %sum = f32[512,512]{1,0} all-reduce-start(%a.0), to_apply=%add
+  %added = f32[512,512]{1,0} all-reduce-done(%sum)
+  %both = (f32[512,512]{1,0}, f32[1024,512]{1,0}) all-gather-start(%added), dimensions={0}
+  ROOT %gathered = f32[1024,512]{1,0} all-gather-done(%both)
+}
+"""
+
 
 def test_a_trip_of_a_loop_is_counted():
     counts = Reading(PROGRAM, trips=(1,)).counts
@@ -79,6 +90,16 @@ def test_bytes_of_an_update_in_place_are_those_of_the_update():
     row, copy = 2 * 2048, 2 * MIB
     assert row <= counts.moved - copy <= row + 64  # and the few numbers of the inner loop
     assert list(counts.large_writes(MIB)) == [("copy", "f32[512,512]{1,0}")]
+
+
+def test_exchanges_between_devices_are_counted_with_what_they_write():
+    counts = Reading(EXCHANGES).counts
+    assert (counts.kernels, counts.exchanges) == (2, 2)
+    assert counts.moved == 2 * MIB + 3 * MIB
+    assert list(counts.large_writes(2 * MIB)) == [
+        ("all-gather-start", "(f32[512,512]{1,0}, f32[1024,512]{1,0})")
+    ]
+    assert Reading(PROGRAM).counts.exchanges == 0
 
 
 def test_many_small_buffers_are_no_large_one():
