@@ -16,8 +16,8 @@ CLIENTS := "openai>=3" "anthropic>=2" "ollama>=0.6" "litellm>=1.80" "llm>=0.27" 
 	"instructor>=1.12" "pydantic-ai-slim[openai]>=1" "lm-eval[api]>=0.4.9" "sglang-router>=0.2"
 COMPARED := decode prefill $(if $(filter llama.cpp,$(PEER)),sampling)
 
-.PHONY: help install serve test slow check format bench openvino ray chaos soak fuzz accelerators clients dist \
-	docs sbom clean
+.PHONY: help install serve test slow check format bench openvino ray chaos soak fuzz accelerators \
+	accelerators-short clients dist docs sbom clean
 
 help:
 	@echo "make install   the environment in .venv, with everything for development"
@@ -33,6 +33,7 @@ help:
 	@echo "make soak      MINUTES=60 of traffic of all APIs; resources and answers must stay the same"
 	@echo "make fuzz      hostile files, texts, requests and frames for SECONDS=20 per reader"
 	@echo "make accelerators   compile for GPUs and TPUs that are not here, and read the programs"
+	@echo "make accelerators-short   few of these programs, as .ci/run does; skipped without the compilers"
 	@echo "make clients   try real clients (openai, litellm, langchain ...) against a server"
 	@echo "make dist      the source archive and wheels, in dist/"
 	@echo "make docs      the documentation as a site, in build/site; a dead link is an error"
@@ -117,9 +118,18 @@ fuzz: install
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),20) $(FUZZ)
 
 # In an environment of its own, beside .venv: compilers for TPUs and NVIDIA GPUs, about 1.1 GB.
-# Needs no such device, driver or CUDA toolkit. Accepts ACCELERATORS=--short and --write.
+# Needs no such device, driver or CUDA toolkit. Accepts, for example, ACCELERATORS=--write.
 accelerators: $(AOT)/.ready
 	@$(AOT)/bin/python -m tests.accelerators $(ACCELERATORS)
+
+# For .ci/run: says so and goes on where the compilers cannot be had (no network, no package for
+# this machine). A program over its budget is an error.
+accelerators-short: install
+	@if $(MAKE) --silent --no-print-directory $(AOT)/.ready; then \
+		$(AOT)/bin/python -m tests.accelerators --short; \
+	else \
+		echo "SKIPPED accelerators-short: the compilers for TPUs and NVIDIA GPUs could not be installed; see above"; \
+	fi
 
 $(AOT)/.ready: $(READY)
 	@$(PYTHON) -m venv $(AOT)

@@ -17,6 +17,7 @@ class Budget(NamedTuple):
     # New buffers as large as a cache array; in a decode step, also as the smallest matrix.
     large_writes: int = 0
     temporaries: float = 0.05  # bytes beside arguments and results, over the weights
+    exchanges: int = 0  # launches in which the devices of a mesh exchange bytes
 
 
 FORMS, PACKED_FORMS = ("bf16", "fp8", "int8", "int4"), ("fp8", "int8", "int4")
@@ -50,4 +51,27 @@ BUDGETS: dict[tuple[str, str, str], Budget] = {
         for form in FORMS
         for program in ("prefill", "prefill_packed")
     },
+}
+
+# Programs of 1B with few layers, by chip, mesh (data x model), form of weights and program. The
+# head and the choice of a token weigh more beside them than beside all layers.
+# `make accelerators-short` reads those of one device.
+FEW_LAYERS = 2
+FEW_LAYERS_BUDGETS: dict[tuple[str, str, str, str], Budget] = {
+    ("h100", "1x1", "bf16", "decode_lean"): Budget(23, 1.07, temporaries=0.13),
+    ("h100", "1x1", "int4", "decode_lean"): Budget(24, 1.10, large_writes=3, temporaries=0.44),
+    ("v5e", "1x1", "int4", "decode_lean"): Budget(inf, 1.09, large_writes=1, temporaries=0.33),
+    # Exchanges: one for the embedding, two per layer, and 13 of a few bytes to choose a token.
+    # Not met: no host read on GPUs (docs/accelerators.md says why). A large buffer is the logits,
+    # which a packed matrix computes for the 16 rows of a tile.
+    ("h100", "2x2", "bf16", "decode_lean"): Budget(
+        37, 1.06, host=2, temporaries=0.13, exchanges=18
+    ),
+    ("h100", "2x2", "int4", "decode_lean"): Budget(
+        40, 1.15, host=2, large_writes=2, temporaries=0.44, exchanges=18
+    ),
+    ("v5e", "2x2", "bf16", "decode_lean"): Budget(inf, 1.04, temporaries=0.1, exchanges=18),
+    ("v5e", "2x2", "int4", "decode_lean"): Budget(
+        inf, 1.12, large_writes=2, temporaries=0.26, exchanges=18
+    ),
 }

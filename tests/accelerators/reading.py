@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from tests.accelerators.hlo import Counts, Reading
-from tests.accelerators.subjects import Subject, least_step_bytes, size
+from tests.accelerators.subjects import Subject, least_step_bytes, live_bytes, size
 from tests.accelerators.targets import Compiled, compile_for
 
 PREFILL_TOKENS = 4096
@@ -21,6 +21,7 @@ class Cost:
     subject: str
     program: str
     layers: int
+    devices: int  # of the mesh; all figures are those of one
     counts: Counts  # of one step or tile
     least: int  # bytes that it must move
     temporaries: int
@@ -64,13 +65,16 @@ def read(subject: Subject, program: str, depth: int, text_file: str | None = Non
     large = min(size(leaf) // parts for leaf in cache)
     if is_step:  # the rows of a prompt tile may take more than a small matrix
         large = min(large, min(matrices) // subject.mesh[1])
-    least = least_step_bytes(blueprints, depth if is_step else 0)
+    live_columns = live_bytes(blueprints, depth)
+    read_weights = least_step_bytes(blueprints, depth) - live_columns
     return Cost(
         subject=str(subject),
         program=program,
         layers=subject.model.layers,
+        devices=parts,
         counts=counts,
-        least=least // parts if is_step else weights,
+        # Every device reads its part of the weights, which the devices along `data` share.
+        least=read_weights // subject.mesh[1] + live_columns // parts if is_step else weights,
         temporaries=found.temporaries,
         weights=weights,
         seconds=seconds,

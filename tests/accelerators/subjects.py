@@ -51,7 +51,9 @@ class Subject:
     def __str__(self) -> str:
         data, parts = self.mesh
         spread = "" if data * parts == 1 else f" {data}x{parts}"
-        return f"{self.target.name}{spread} {self.model.name} {self.form}"
+        layers = self.model.layers
+        part = "" if layers == MODELS[self.model.name].layers else f" {layers} layers"
+        return f"{self.target.name}{spread} {self.model.name}{part} {self.form}"
 
     @property
     def engine(self) -> EngineConfig:

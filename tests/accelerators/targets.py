@@ -68,6 +68,15 @@ def tpu_topology(data: int, model: int) -> dict[str, Any]:
     return {"platform": "tpu", "topology_name": name, "chips_per_host_bounds": bounds}
 
 
+def missing(target: Target) -> str:
+    """Return why this machine cannot compile for a chip; "" if it can."""
+    try:
+        target.mesh()
+    except Exception as problem:  # plugins raise what they like
+        return f"no compiler for it here: {problem}".splitlines()[0]
+    return ""
+
+
 TARGETS = {
     "h100": Target("h100", "gpu", gpu_topology),
     "v5e": Target("v5e", "tpu", tpu_topology),
