@@ -20,6 +20,7 @@ class Chip(NamedTuple):
     flops: float  # floating-point operations per second of dense bfloat16 matmuls
     int8_ops: float  # operations per second of dense int8 matmuls
     link: float  # bytes per second that a chip sends around a ring of its own kind
+    keeps_float8: bool = True  # float8 weights are not expanded when they are loaded
 
 
 # Dense rates, without sparsity. A link is NVLink, Infinity Fabric or PCI Express in one direction;
@@ -30,13 +31,17 @@ CHIPS = {
     "h100": Chip("gpu", "h100", 80 * GIB, 3.35e12, 989e12, 1979e12, 450e9),
     "h200": Chip("gpu", "h200", 141_000_000_000, 4.8e12, 989e12, 1979e12, 450e9),
     "b200": Chip("gpu", "b200", 180_000_000_000, 7.7e12, 2250e12, 4500e12, 900e9),
-    "a100": Chip("gpu", "a100-sxm4-80gb", 80 * GIB, 2.039e12, 312e12, 624e12, 300e9),
-    "a100-40gb": Chip("gpu", "a100-sxm4-40gb", 40 * GIB, 1.555e12, 312e12, 624e12, 300e9),
+    "a100": Chip(
+        "gpu", "a100-sxm4-80gb", 80 * GIB, 2.039e12, 312e12, 624e12, 300e9, keeps_float8=False
+    ),
+    "a100-40gb": Chip(
+        "gpu", "a100-sxm4-40gb", 40 * GIB, 1.555e12, 312e12, 624e12, 300e9, keeps_float8=False
+    ),
     "l40s": Chip("gpu", "l40s", 48 * GIB, 0.864e12, 362e12, 733e12, 32e9),
     "l4": Chip("gpu", "nvidia l4", 24 * GIB, 0.3e12, 121e12, 242e12, 32e9),
     "rtx4090": Chip("gpu", "rtx 4090", 24 * GIB, 1.008e12, 165e12, 330e12, 32e9),
     "rtx5090": Chip("gpu", "rtx 5090", 32 * GIB, 1.792e12, 210e12, 419e12, 64e9),
-    "mi300x": Chip("gpu", "mi300x", 192 * GIB, 5.3e12, 1307e12, 2615e12, 448e9),
+    "mi300x": Chip("gpu", "mi300x", 192 * GIB, 5.3e12, 1307e12, 2615e12, 448e9, keeps_float8=False),
     "v5e": Chip("tpu", "v5 lite", 16 * GIB, 0.819e12, 197e12, 393e12, 100e9),
     "v5p": Chip("tpu", "v5", 95 * GIB, 2.765e12, 459e12, 918e12, 200e9),
     "v6e": Chip("tpu", "v6 lite", 32 * GIB, 1.64e12, 918e12, 1836e12, 200e9),

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast, overload
 
+import jax
 import numpy as np
 
 from jaxllama import beams, scoring
@@ -236,8 +237,7 @@ class LLM:
             with explained_memory("the weights"):
                 meshes, params = placed_weights(checkpoint, engine, progress, draft)
         key = key_of(config, engine, params, samplers.loaded, chosen_tokenizer.digest)
-        own = key if hosts is None else f"{key}-host-{hosts.index}"
-        executables = Executables(cache_folder() / PROGRAMS, own) if compile_cache else None
+        executables = kept_programs(key, hosts) if compile_cache else None
         blocks = empty_adapters(config, engine, meshes[0]) if engine.adapter_slots else None
         given = (config, engine, bank, params)
         programs = (
@@ -663,3 +663,17 @@ class LLM:
     def _peek(self, ids: Sequence[int], start: int) -> tuple[Any, Any]:
         self.streams.pump_until_free()
         return finish(self.engine.probes.peek(ids, start))
+
+
+def kept_programs(key: str, hosts: HostGroup | None) -> Executables | None:
+    """Return the compiled programs on disk under this key; None if none may be kept.
+
+    Each of several hosts, the group `hosts`, has a folder of its own. Hosts with GPUs keep none:
+    XLA tunes a program there on all hosts together, and a host that loads it from its disk would
+    leave the others waiting.
+    """
+    if hosts is None:
+        return Executables(cache_folder() / PROGRAMS, key)
+    if jax.default_backend() == "gpu":
+        return None
+    return Executables(cache_folder() / f"{PROGRAMS}-host-{hosts.index}", key)

@@ -23,7 +23,7 @@ FileOption = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.Choice(DTYPES),
     default=STORED,
     show_default=True,
-    help="Form of the matrices; stored: as MODEL has them.",
+    help="Form of the matrices; stored: as MODEL has them (float8 as float32).",
 )
 @click.option(
     "--group", default=32, show_default=True, help="Inputs that share a scale in int8 and int4."

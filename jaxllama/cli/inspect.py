@@ -101,7 +101,8 @@ def command(
         engine = engine_config(config, body, **sizes, draft=draft)
         config = rope.fitted(config, engine.context)
         tokenizer = tokenizer_for(checkpoint, loading.get("tokenizer"), draft)
-        memory = describe_memory(checkpoint, engine, draft)
+        keeps_float8 = chip is None or chip.keeps_float8
+        memory = describe_memory(checkpoint, engine, draft, keeps_float8=keeps_float8)
         found = {
             "path": str(path),
             "reader": type(checkpoint).__name__,

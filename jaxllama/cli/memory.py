@@ -25,10 +25,11 @@ from jaxllama.model.params import Leaf, abstract_params
 from jaxllama.model.prepare import Preparation
 from jaxllama.sharding import make_mesh
 from jaxllama.weights.base import Checkpoint, check_tensors
+from jaxllama.weights.convert import canonical
 
 FLOAT32_BYTES = 4
 TILE = 128  # outputs: whole tiles of the C++ kernels (32) and of TPUs, which pad to 128
-MANY = 12_800  # outputs, of which the padding of the last tile is less than a hundredth
+MANY = 100  # tiles, of which the padding of the last one is less than a hundredth
 EMBEDDING = "embed.weight"
 ROPE = ("rope_scale", "rope_alpha", "rope_theta")
 SIZES = (
@@ -38,18 +39,25 @@ SIZES = (
 
 
 def describe_memory(
-    checkpoint: Checkpoint, engine: EngineConfig, draft: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    engine: EngineConfig,
+    draft: Checkpoint | None = None,
+    *,
+    keeps_float8: bool = True,
 ) -> dict[str, Any]:
     """Return the bytes on the device: of weights, of the KV cache and so on, and in total.
 
     The result also has the settings that they depend on, such as the number of slots. `draft` is
-    the draft model, None without one.
+    the draft model, None without one. Without `keeps_float8`, the device needs float8 weights
+    expanded.
     """
-    weights = weight_bytes(checkpoint, engine)
+    weights = weight_bytes(checkpoint, engine, keeps_float8=keeps_float8)
     cache = cache_bytes(checkpoint.config, engine)
     unpacked = unpacked_bytes(checkpoint, engine)
     adapters = adapter_bytes(checkpoint.config, engine)
-    draft_weights = 0 if draft is None else weight_bytes(draft, engine)
+    draft_weights = 0
+    if draft is not None:
+        draft_weights = weight_bytes(draft, engine, keeps_float8=keeps_float8)
     draft_cache = 0 if draft is None else cache_bytes(draft.config, engine)
     return {
         "slots": engine.slots,
@@ -81,8 +89,11 @@ def engine_for(
     return engine_config(config, body, **sizes, draft=draft)
 
 
-def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """Return the bytes of all weights in the layout that they have after loading."""
+def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig, *, keeps_float8: bool = True) -> int:
+    """Return the bytes of all weights in the layout that they have after loading.
+
+    `keeps_float8`: the device can have float8 weights as they are; otherwise they are expanded.
+    """
     leaves = abstract_params(checkpoint.config)
     check_tensors(leaves, checkpoint)
     known: dict[tuple[Any, ...], int] = {}
@@ -94,7 +105,7 @@ def weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
             for path, leaf in members.items()
         )
         if key not in known:
-            known[key] = sampled_bytes(checkpoint, engine, members)
+            known[key] = sampled_bytes(checkpoint, engine, members, keeps_float8=keeps_float8)
         # The first and the last stage have an embedding that is the output head, too.
         is_twice = engine.stages > 1 and checkpoint.config.tied and EMBEDDING in members
         total += known[key] * (2 if is_twice else 1)
@@ -144,20 +155,30 @@ class WeightSample:
     count: int
 
 
-def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping[str, Leaf]) -> int:
+def sampled_bytes(
+    checkpoint: Checkpoint,
+    engine: EngineConfig,
+    members: Mapping[str, Leaf],
+    *,
+    keeps_float8: bool,
+) -> int:
     """Return the bytes of a group of weights on the device, estimated from a part of each weight.
 
     `members` are the weights of the group by path. Every weight is cut into the same number of
     equal shares. One share of each is laid out in memory, and its bytes are multiplied by the
-    number of shares.
+    number of shares. Without `keeps_float8`, float8 weights are expanded.
     """
     preparation = preparation_of(checkpoint, engine)
     has_copies = copies_of_heads(checkpoint.config, engine.model_parallel) > 1
-    parts = 1 if has_copies else share_of(members)  # a share may be less than a head
+    tile = TILE * engine.model_parallel  # each device has whole tiles
+    parts = 1 if has_copies else share_of(members, tile)  # a share may be less than a head
     count = 1
     for path, leaf in members.items():
-        sample = sample_of(path, leaf, parts)
-        preparation.add(path, leaf, checkpoint.read(path, leaf, sample.index))
+        sample = sample_of(path, leaf, parts, tile)
+        value = checkpoint.read(path, leaf, sample.index)
+        if isinstance(value, Packed) and value.is_float8 and not keeps_float8:
+            value = canonical(path, value)
+        preparation.add(path, leaf, value)
         count = sample.count
     # The order of sorted inputs, whole numbers, is one for all outputs.
     return sum(
@@ -166,17 +187,17 @@ def sampled_bytes(checkpoint: Checkpoint, engine: EngineConfig, members: Mapping
     )
 
 
-def share_of(members: Mapping[str, Leaf]) -> int:
+def share_of(members: Mapping[str, Leaf], tile: int) -> int:
     """Return the number of equal shares into which the outputs of every weight can be cut.
 
-    A share consists of whole tiles of outputs. The result is 1 if the weights cannot be cut.
+    A share consists of whole tiles of `tile` outputs. The result is 1 if the weights cannot be cut.
     `members` are the weights by path.
     """
     outputs = [outputs_of(path, leaf) for path, leaf in members.items()]
     is_vector = all(len(leaf.shape) == 1 for leaf in members.values())
-    if is_vector or any(each % TILE and each < MANY for each in outputs):
+    if is_vector or any(each % tile and each < MANY * tile for each in outputs):
         return 1
-    return math.gcd(*(-(-each // TILE) for each in outputs))
+    return math.gcd(*(-(-each // tile) for each in outputs))
 
 
 def outputs_of(path: str, leaf: Leaf) -> int:
@@ -187,15 +208,16 @@ def outputs_of(path: str, leaf: Leaf) -> int:
     return leaf.shape[0 if path == EMBEDDING else -1]
 
 
-def sample_of(path: str, leaf: Leaf, parts: int) -> WeightSample:
+def sample_of(path: str, leaf: Leaf, parts: int, tile: int) -> WeightSample:
     """Choose the part of a weight that is read to estimate the memory of the whole weight.
 
     The part is the first of `parts` equal shares of the outputs; of a stack of experts, that share
     of the first expert. The result has the part as slices, and the number of such parts in the
-    weight. `path` is the weight's parameter path, `leaf` has its shape.
+    weight. `path` is the weight's parameter path, `leaf` has its shape. A share has whole tiles of
+    `tile` outputs.
     """
     outputs = outputs_of(path, leaf)
-    most = -(-outputs // TILE) // parts * TILE
+    most = -(-outputs // tile) // parts * tile
     cut = slice(0, min(outputs, most))
     if leaf.is_stack:
         return WeightSample((slice(0, 1), slice(0, leaf.shape[1]), cut), parts * leaf.shape[0])
@@ -243,7 +265,8 @@ def packed_of(checkpoint: Checkpoint, paths: Iterable[str]) -> Iterator[str]:
     for path in paths:
         kind = kind_of(checkpoint, path)
         if kind not in known:
-            index = sample_of(path, leaves[path], share_of({path: leaves[path]})).index
+            share = share_of({path: leaves[path]}, TILE)
+            index = sample_of(path, leaves[path], share, TILE).index
             known[kind] = isinstance(checkpoint.read(path, leaves[path], index), Packed)
         if known[kind]:
             yield path

@@ -98,6 +98,9 @@ class Prompts:
             if chunk and self._spans_of(generation, spans) > room:
                 continue
             self._filling.remove(generation)
+            if waiting is not generation:  # the other prompts of its client are next
+                self._filling.remove(waiting)
+                self._filling.append(waiting)
             if generation.stored is not None and not self._restore_piece(generation):
                 self._filling.append(generation)
                 break
@@ -121,9 +124,10 @@ class Prompts:
     def _first_to_compute(self, waiting: Generation) -> Generation | None:
         """Return the generation to compute in the turn of `waiting`: it, or the one it waits for.
 
-        A generation waits for another one that is computing a prefix of its prompt. Computing that
-        one in its turn costs no more than computing the prefix itself, so no prompt waits for the
-        other prompts of another client. Returns None if the prefix needs a decode step.
+        A generation waits for another one that is computing a prefix of its prompt. In its turn a
+        chunk of that one is computed, so no prompt waits for the other prompts of another client.
+        Returns None if the other one is not in prefill now: its last tokens are in this chunk, or
+        the rest of the prefix needs a decode step.
         """
         generation: Generation | None = waiting
         while generation is not None:

@@ -22,7 +22,7 @@ from jaxllama.request import AdapterUse
 # Keys and values depend on the adapter, and on its scale: prefixes are shared within one such pair.
 AdapterKey = tuple[int, float] | None
 
-LEAST_COPIED = 8  # tokens: fewer are computed as fast with the rest of a prompt as they are copied
+LEAST_COPIED = 8  # tokens: fewer are computed as fast, in one call with the rest of the prompt
 LITTLE = 8  # a slot may be reused if it loses at most one eighth as many tokens as it reuses
 
 
@@ -117,7 +117,9 @@ class SlotTable:
             victim.adapter = adapter
             victim.cached.restart(root)
         claim = Claim(victim.index, victim.cached.shared(path, usable))
-        if source is not None and source is not victim and shared >= claim.reused + LEAST_COPIED:
+        spared, missing = shared - claim.reused, len(ids) - 1 - claim.reused
+        is_worth_it = spared >= LEAST_COPIED or 0 < spared == missing  # the latter: no prefill call
+        if source is not None and source is not victim and is_worth_it:
             claim = Claim(victim.index, claim.reused, source.index)
         self._on_drop(victim, claim.reused)
         self._clock += 1

@@ -370,7 +370,7 @@ def unsupported(name: object, where: str, expected: Iterable[str]) -> Unsupporte
 
     `expected` are the supported names, which the message lists.
     """
-    if name in ENCODERS:
+    if str(name) in ENCODERS:
         return UnsupportedModel(
             f"{where}: architecture {shown(name)} makes vectors of texts, and no text; give the "
             f"model to `jaxllama serve --embedding-model`"

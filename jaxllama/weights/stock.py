@@ -64,11 +64,13 @@ def find_models(folder: Path) -> Iterator[StockedModel]:
         try:
             with open_checkpoint(opened_path(path)) as checkpoint:
                 reader = type(checkpoint).__name__
-        except UnknownFormat:
-            continue
         except CheckpointError as error:
-            is_encoder = is_sentence_folder(path)
-            reader, problem = (SentenceFolder.__name__, "") if is_encoder else ("", str(error))
+            if is_sentence_folder(path):
+                reader = SentenceFolder.__name__
+            elif isinstance(error, UnknownFormat):
+                continue
+            else:
+                problem = str(error)
         owner, separator, rest = path.name.partition("--")
         known = f"hf:{owner}/{rest.replace('--', '/')}" if separator else path.name
         name = names.get(path.name, known)

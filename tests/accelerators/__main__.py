@@ -93,6 +93,9 @@ def main() -> None:
         for complaint in over_budget(cost, choice.budget()):
             failed = True
             report(f"    over budget: {complaint}")
+    if not costs:
+        failed = True
+        report("no program was read")
     if asked.write:
         PAGE.write_text(page_of(costs), encoding="utf-8")
     sys.exit(failed)

@@ -50,10 +50,11 @@ def test_busy_slot_is_a_source_not_a_victim():
     assert other.source == busy.slot
 
 
-def test_a_few_tokens_are_not_copied_from_another_slot():
-    table = SlotTable(2)
-    table.claim(1, list(range(20)))
+def test_a_few_tokens_are_copied_from_another_slot_only_if_no_others_are_missing():
+    table = SlotTable(3)
+    busy = table.claim(1, list(range(20)))
     assert table.claim(2, [*range(LEAST_COPIED - 1), 500, 501]).source is None
+    assert table.claim(3, [*range(LEAST_COPIED - 1), 500]).source == busy.slot
 
 
 def test_long_conversation_is_copied_from_rather_than_cut_short():
@@ -174,8 +175,10 @@ def test_claims_find_what_comparing_every_slot_finds():
         assert claim.reused == common_prefix(before[claim.slot], ids[:-1])
         if claim.source is None:
             assert claim.reused > max(known.values()) - LEAST_COPIED
+            assert max(known.values()) in {claim.reused, *range(len(ids) - 1)}
         else:
-            assert known[claim.source] == max(known.values()) >= claim.reused + LEAST_COPIED
+            least = min(LEAST_COPIED, len(ids) - 1 - claim.reused)
+            assert known[claim.source] == max(known.values()) >= claim.reused + least > claim.reused
         cached = table.slots[claim.slot].cached
         cached.extend(ids[claim.reused : int(rng.integers(claim.reused, len(ids)))])
         held[claim.slot] = ids

@@ -251,3 +251,15 @@ def test_a_prompt_that_begins_like_another_clients_last_one_does_not_wait_for_al
         timed.step()
     assert same.reused == 15
     assert timed.engine.counts["filling"] > 0
+
+
+def test_other_prompts_have_their_turns_while_one_waits_for_a_long_prefix():
+    timed = Timed()
+    long = tuple(range(200))
+    submit = timed.engine.submit
+    first = submit(GenerationRequest(long, 5), client="1")
+    submit(GenerationRequest((*long[:190], 1, 2), 5), client="2")
+    others = [submit(GenerationRequest((7, int(each)), 5), client=each) for each in "12"]
+    timed.step(6)
+    assert all(each.emitted for each in others)
+    assert not first.emitted

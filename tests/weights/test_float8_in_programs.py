@@ -14,6 +14,7 @@ from hf_writer import write_float8
 from jax.sharding import PartitionSpec
 from trees import random_weights
 
+from jaxllama.chips import chip_named
 from jaxllama.cli.memory import weight_bytes
 from jaxllama.config import EngineConfig
 from jaxllama.engine.adapters import LoadedAdapters
@@ -105,6 +106,17 @@ def test_float8_inputs_that_gpus_cannot_share_are_expanded():
         group = MatrixGroup(GroupKind.SINGLE, [matrix], [None], axes)
         (placed,) = BODIES["gpu"].lay_out(group, Placement(mesh, "float32", True))
         assert jax.tree.leaves(placed.weight)[0].dtype.name == dtype
+
+
+def test_inspect_states_expanded_float8_weights_for_chips_without_float8(tmp_path: Path):
+    folder, _ = write_float8(tmp_path, MODEL, random_weights(MODEL), block=(32, 32))
+    engine = dataclasses.replace(DENSE, kernels="gpu", dtype="bfloat16")
+    with open_checkpoint(folder) as checkpoint:
+        stated = weight_bytes(checkpoint, engine, keeps_float8=chip_named("gpu:a100").keeps_float8)
+        kept = weight_bytes(checkpoint, engine, keeps_float8=chip_named("gpu:h100").keeps_float8)
+    leaves = jax.tree.leaves(random_weights(MODEL))
+    assert stated == sum(leaf.nbytes // min(leaf.ndim, 2) for leaf in leaves)  # vectors: float32
+    assert kept < 0.8 * stated
 
 
 @pytest.mark.parametrize("body", ["gpu", "tpu"])

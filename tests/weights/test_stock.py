@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from encoder_writer import write_encoder
+from encoder_writer import module, write, write_encoder
 from every_format import FORMATS
 from writers import flatten
 
@@ -76,10 +76,25 @@ def test_an_encoder_is_listed_with_the_option_that_takes_it(
     store: Path, capsys: pytest.CaptureFixture[str]
 ):
     write_encoder(store / "vectors")
+    folder = write_encoder(store / "other--vectors")  # with the encoder in a folder of its own
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        (folder / name).rename(inner / name)
+    steps = [module(0, "Transformer") | {"path": inner.name}, module(1, "Pooling")]
+    write(folder / "modules.json", steps)
     with pytest.raises(SystemExit):
         main(["list"])
-    (line,) = (each for each in capsys.readouterr().out.splitlines() if "vectors" in each)
-    assert line.endswith("SentenceFolder, for --embedding-model")
+    lines = [each for each in capsys.readouterr().out.splitlines() if "vectors" in each]
+    assert len(lines) == 2
+    assert all(each.endswith("SentenceFolder, for --embedding-model") for each in lines)
+
+
+def test_an_architecture_that_is_no_name_is_a_damaged_model(store: Path):
+    path = store / "owner--name" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [["x"]]}))
+    (found,) = (each for each in stocked() if each.name == "hf:owner/name")
+    assert "architecture" in found.problem
 
 
 @pytest.mark.usefixtures("store")
