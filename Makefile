@@ -152,7 +152,7 @@ dist:
 docs: install
 	@test -d .venv-docs || $(PYTHON) -m venv .venv-docs
 	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
-		furo myst-parser sphinx
+		"furo<2027" "myst-parser<6" "sphinx<10"
 	@$(BIN)/python docs/site/assemble.py build/docs
 	@.venv-docs/bin/sphinx-build -q -W --keep-going build/docs build/site
 	@echo "build/site/index.html"
