@@ -230,7 +230,7 @@ def show_answers(found: list[Hypothesis], *, wants_json: bool) -> None:
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
-    """Return the prompt from -p, standard input or a file; raise UsageError unless one is given."""
+    """Return the given prompt, or that of standard input or a file; UsageError unless just one."""
     if (prompt is None) == (prompt_file is None):
         raise click.UsageError("Give one prompt: TEXT, -p TEXT, -p - or --prompt-file FILE.")
     if prompt_file is not None:

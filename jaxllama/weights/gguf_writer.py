@@ -234,9 +234,9 @@ def blocks_of(packed: Packed, kind: Any) -> np.ndarray | None:
 
     None if the type cannot hold its values exactly: the matrix has to be quantised again.
     """
-    if PACKED_BITS.get(kind) != packed.bits or packed.order is not None or packed.group % BLOCK:
+    if PACKED_BITS.get(kind) != packed.bits or packed.is_float8:
         return None
-    if packed.is_float8:
+    if packed.order is not None or packed.group % BLOCK:
         return None
     repeats = packed.group // BLOCK
     scales = np.repeat(packed.scales, repeats, axis=-1)

@@ -29,7 +29,7 @@ SPREAD_HEAD = """
 ## On a mesh
 
 Programs of two layers on four devices: `data=2` (slots) and `model=2` (heads, feed-forward and
-vocabulary). The figures are those of one device. Exchanges are the launches of a step in which
+vocabulary). All figures are for one device. Exchanges are the launches of a step in which
 devices exchange bytes, wherever its layers and the choice of a token need them.
 
 | program | exchanges | launches per layer | host reads | large new buffers | temporaries, MB | least GB | moved GB | floor ms | moved ms | compiled in s |
@@ -37,7 +37,7 @@ devices exchange bytes, wherever its layers and the choice of a token need them.
 """  # noqa: E501
 SPREAD_NOTES = """
 No weight, no cache and no logits are gathered in a step of the likeliest tokens. Of the 18
-exchanges, one is that of the embedding and two are those of each layer, so a whole 1B has 46. The
+exchanges, the embedding needs one and each layer two, so a whole 1B has 46. The
 other 13 carry a few bytes each and cost their latency: `token[speaker]` and its like look up rows
 of other slots, which XLA answers with a permutation and a sum over all devices, even where no row
 guides another. Sampling gathers more: a draw from all tokens the logits along the vocabulary (4.1
@@ -46,7 +46,7 @@ sort the vocabulary, gather logits along the slots, too. These are branches that
 likeliest tokens does not take.
 
 On GPUs the host reads two predicates per step: a loop in which devices exchange bytes is no CUDA
-graph. With `COLLECTIVES` in XLA's list of what a graph may hold, the program has no host read.
+graph. With `COLLECTIVES` in XLA's list of operations for graphs, the program has no host read.
 The engine leaves it out, because no machine with several GPUs has run such a graph yet.
 """
 
